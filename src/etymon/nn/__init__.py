@@ -1,0 +1,8 @@
+"""How a spec becomes a torch module."""
+
+from etymon.nn.head import IGNORE
+from etymon.nn.linear import Linear
+from etymon.nn.model import Model, Output, build
+from etymon.nn.state import State
+
+__all__ = ["IGNORE", "Linear", "Model", "Output", "State", "build"]

@@ -1,0 +1,73 @@
+"""Attention over a call's own tokens or over a state."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from etymon import spec
+from etymon.nn.layout import Layout
+from etymon.nn.linear import Linear
+from etymon.nn.norm import build_norm
+from etymon.nn.position import rotate
+from etymon.nn.state import KeyValues
+
+
+class Attention(nn.Module):
+    """Multi-head, grouped-query or multi-query attention with fused query, key and value projections.
+
+    B batch, T time, S keys, H query heads, G key and value heads, D head width.
+    """
+
+    def __init__(self, op: spec.Attention, dim: int, visibility: spec.Visibility) -> None:
+        super().__init__()
+        self.op = op
+        self.visibility = visibility
+        self.qkv = Linear(dim, (op.query_width, op.kv_width, op.kv_width), bias="q" in op.bias)
+        self.out = Linear(op.query_width, (dim,), bias="o" in op.bias)
+        self.q_norm = build_norm(op.qk_norm, op.head_dim)
+        self.k_norm = build_norm(op.qk_norm, op.head_dim)
+
+    def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> KeyValues:
+        """Allocate keys and values for `rows` sequences of up to `capacity` tokens."""
+        shape = (rows, self.op.kv_heads, capacity, self.op.head_dim)
+        return KeyValues(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+
+    def forward(self, x: Tensor, layout: Layout, cell: KeyValues | None) -> Tensor:
+        """Attend from `x` [batch, time, dim] to the call's tokens, or to all that `cell` holds after appending them."""
+        op = self.op
+        B, T, _ = x.shape
+        qkv_BTHD = self.qkv(x).view(B, T, op.heads + 2 * op.kv_heads, op.head_dim)
+        if op.qk_norm is None:
+            qk_BTHD, v_BTGD = qkv_BTHD.split((op.heads + op.kv_heads, op.kv_heads), 2)
+        else:
+            q_BTHD, k_BTGD, v_BTGD = qkv_BTHD.split((op.heads, op.kv_heads, op.kv_heads), 2)
+            assert self.q_norm is not None
+            assert self.k_norm is not None
+            qk_BTHD = torch.cat((self.q_norm(q_BTHD), self.k_norm(k_BTGD)), 2)
+        if op.rope is not None:
+            qk_BTHD = rotate(qk_BTHD, *layout.rotary(op.rope, qk_BTHD.dtype))
+        q_BTHD, k_BTGD = qk_BTHD.split((op.heads, op.kv_heads), 2)
+        if cell is None:
+            k_BGSD, v_BGSD = k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
+        else:
+            k_BGSD, v_BGSD = cell.append(k_BTGD, v_BTGD, layout.columns)
+        mask, is_causal = layout.visible(self.visibility, op.window)
+        return self.out(self._attend(q_BTHD, k_BGSD, v_BGSD, mask, is_causal))
+
+    def _attend(self, q_BTHD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+        op = self.op
+        B, T, H, D = q_BTHD.shape
+        G = op.kv_heads
+        if T == 1 and H != G:
+            # the query heads of a group stand in the time axis: no key or value is ever copied
+            q = q_BTHD.view(B, G, H // G, D)
+            return F.scaled_dot_product_attention(q, k_BGSD, v_BGSD, mask, scale=op.scale).reshape(B, 1, H * D)
+        if H != G:
+            k_BGSD = k_BGSD.repeat_interleave(H // G, 1)
+            v_BGSD = v_BGSD.repeat_interleave(H // G, 1)
+        mixed_BHTD = F.scaled_dot_product_attention(
+            q_BTHD.transpose(1, 2), k_BGSD, v_BGSD, mask, is_causal=is_causal, scale=op.scale
+        )
+        return mixed_BHTD.transpose(1, 2).reshape(B, T, H * D)

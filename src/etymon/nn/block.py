@@ -1,0 +1,100 @@
+"""Sublayers, blocks and stacks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from etymon import spec
+from etymon.nn.attention import Attention
+from etymon.nn.ffn import Dense, Gated
+from etymon.nn.layout import Layout
+from etymon.nn.linear import Linear
+from etymon.nn.norm import build_norm
+from etymon.nn.state import KeyValues
+
+
+def build_op(op: spec.Op, dim: int, visibility: spec.Visibility) -> nn.Module:
+    """Build the module of one operator."""
+    match op:
+        case spec.Attention():
+            return Attention(op, dim, visibility)
+        case spec.Dense():
+            return Dense(op, dim)
+        case spec.Gated():
+            return Gated(op, dim)
+
+
+class Sub(nn.Module):
+    """y = post(alpha * x + beta * branch(op(pre(x))))."""
+
+    def __init__(self, sub: spec.Sub, dim: int, visibility: spec.Visibility) -> None:
+        super().__init__()
+        self.pre = build_norm(sub.pre, dim)
+        self.op = build_op(sub.op, dim, visibility)
+        self.branch = build_norm(sub.branch, dim)
+        self.post = build_norm(sub.post, dim)
+        self.alpha, self.beta = sub.alpha, sub.beta
+        self.mixes_time = isinstance(sub.op, spec.Attention)
+
+    @property
+    def output(self) -> Linear:
+        """The matrix through which the operator writes to the stream."""
+        output = self.op.out if self.mixes_time else self.op.down
+        assert isinstance(output, Linear)
+        return output
+
+    def forward(self, x: Tensor, layout: Layout, cells: Iterator[KeyValues] | None) -> Tensor:
+        """Apply to `x` [batch, time, dim]."""
+        h = x if self.pre is None else self.pre(x)
+        h = self.op(h, layout, next(cells) if cells is not None else None) if self.mixes_time else self.op(h)
+        if self.branch is not None:
+            h = self.branch(h)
+        if self.beta != 1.0:
+            h = h * self.beta
+        x = (x if self.alpha == 1.0 else x * self.alpha) + h
+        return x if self.post is None else self.post(x)
+
+
+class Block(nn.ModuleDict):
+    """Sublayers one after the other, by the names of their operators."""
+
+    def __init__(self, block: spec.Block, dim: int, visibility: spec.Visibility) -> None:
+        super().__init__({sub.op.name: Sub(sub, dim, visibility) for sub in block.subs})
+        assert len(self) == len(block.subs), "two sublayers of a block share a name"
+
+    def forward(self, x: Tensor, layout: Layout, cells: Iterator[KeyValues] | None) -> Tensor:
+        """Apply to `x` [batch, time, dim]."""
+        for sub in self.values():
+            x = sub(x, layout, cells)
+        return x
+
+
+class Stack(nn.Module):
+    """Blocks on one residual stream, ended by a norm."""
+
+    def __init__(self, stack: spec.Stack, dim: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(block, dim, stack.visibility) for block in stack.blocks)
+        self.final_norm = build_norm(stack.final_norm, dim)
+
+    def mixers(self) -> Iterator[Attention]:
+        """Yield the operators that keep state, in the order in which a call reaches them."""
+        for module in self.blocks.modules():
+            if isinstance(module, Attention):
+                yield module
+
+    def forward(
+        self, x: Tensor, layout: Layout, cells: Iterator[KeyValues] | None, trace: list[Tensor] | None
+    ) -> Tensor:
+        """Apply to `x` [batch, time, dim]; `trace` collects the stream before every block and the final result."""
+        for block in self.blocks:
+            if trace is not None:
+                trace.append(x)
+            x = block(x, layout, cells)
+        if self.final_norm is not None:
+            x = self.final_norm(x)
+        if trace is not None:
+            trace.append(x)
+        return x

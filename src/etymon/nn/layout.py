@@ -1,0 +1,110 @@
+"""Where each token of a call stands and whom it sees, worked out once per call and shared by all layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from etymon import spec
+from etymon.errors import ConfigError, DataError
+from etymon.nn.position import rotary_table
+from etymon.nn.state import State
+
+
+class Layout:
+    """The tokens of one call.
+
+    Without a state the keys are the call's own tokens. With one, the tokens are appended to its rows, and the keys
+    are all columns up to the longest row. `attention_mask` is [batch, keys] with 1 for real tokens; `documents` is
+    [batch, time] and confines attention to equal ids.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        device: torch.device,
+        *,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        documents: Tensor | None,
+        state: State | None,
+    ) -> None:
+        self.batch, self.time = shape
+        self.device = device
+        self.documents = documents
+        self.columns: int | Tensor = 0
+        self._masks: dict[tuple[spec.Visibility, int | None], tuple[Tensor | None, bool]] = {}
+        self._rotary: dict[tuple[spec.Rope, torch.dtype], tuple[Tensor, Tensor]] = {}
+        offsets = torch.arange(self.time, device=device)
+        self.keys = self.time
+        self.ragged = False
+        first: int | Tensor = 0
+        if state is not None:
+            if documents is not None:
+                raise ConfigError("documents (packing) cannot be combined with a state: pack in training, not decoding")
+            lengths = state.lengths
+            if lengths.shape[0] != self.batch:
+                raise ConfigError(f"input has {self.batch} rows but the state has {lengths.shape[0]}")
+            held = lengths.tolist()
+            longest = max(held)
+            self.keys = longest + self.time
+            if self.keys > state.capacity:
+                raise DataError(f"{self.keys} tokens do not fit a state of capacity {state.capacity}")
+            self.ragged = min(held) != longest
+            first = lengths.to(device)[:, None] if self.ragged else longest
+            self.columns = first + offsets if self.ragged else longest
+        self.first = first
+        self.offsets = offsets
+        self.positions = (first + offsets).expand(shape) if position_ids is None else position_ids.expand(shape)
+        self.attention_mask = None
+        if attention_mask is not None:
+            if attention_mask.shape != (self.batch, self.keys):
+                raise DataError(
+                    f"attention_mask has shape {tuple(attention_mask.shape)}, expected {(self.batch, self.keys)}"
+                )
+            real = attention_mask.bool()
+            self.attention_mask = None if bool(real.all()) else real
+
+    def rotary(self, rope: spec.Rope, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return cos and sin [batch or 1, time, 1, rope.dim / 2] for these positions."""
+        if (rope, dtype) not in self._rotary:
+            positions = self.positions
+            if positions.stride(0) == 0 or self.batch == 1:  # the same in every row: compute one
+                positions = positions[:1]
+            self._rotary[rope, dtype] = rotary_table(rope, positions, dtype)
+        return self._rotary[rope, dtype]
+
+    def visible(self, visibility: spec.Visibility, window: int | None) -> tuple[Tensor | None, bool]:
+        """Return (mask, is_causal) for attention: a bool mask broadcastable to [batch, 1, time, keys], or None.
+
+        With `is_causal` the kernel masks by itself, which is faster than any mask tensor.
+        """
+        if (visibility, window) not in self._masks:
+            self._masks[visibility, window] = self._visible(visibility, window)
+        return self._masks[visibility, window]
+
+    def _visible(self, visibility: spec.Visibility, window: int | None) -> tuple[Tensor | None, bool]:
+        causal = isinstance(visibility, spec.Causal)
+        if window is not None and window >= self.keys:
+            window = None
+        plain = window is None and self.documents is None and self.attention_mask is None
+        if plain and not causal and not self.ragged:
+            return None, False
+        if plain and causal and not self.ragged:
+            if self.time == 1:
+                return None, False
+            if self.keys == self.time:
+                return None, True
+        query = (self.first + self.offsets).expand(self.batch if self.ragged else 1, self.time)[:, None, :, None]
+        key = torch.arange(self.keys, device=self.device)[None, None, None, :]
+        mask = key <= query if causal or self.ragged else torch.ones_like(key <= query)
+        if window is not None:
+            mask = mask & (query - key < window)
+            if not causal:
+                mask = mask & (key - query < window)
+        if self.documents is not None:
+            mask = mask & (self.documents[:, None, :, None] == self.documents[:, None, None, :])
+        if self.attention_mask is not None:
+            # a padded position still sees itself, so that no softmax is over nothing
+            mask = (mask & self.attention_mask[:, None, None, :]) | (key == query)
+        return mask, False

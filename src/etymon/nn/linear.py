@@ -1,0 +1,17 @@
+"""The one linear layer, which remembers the parts that were fused into it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+class Linear(nn.Linear):
+    """y = x W^T + b, where W stacks `parts` rows of separate projections (q, k, v; gate, up).
+
+    Fusing them means one large matrix product instead of several small ones; whoever needs the parts apart
+    (checkpoints, orthogonalising optimizers, adapters) splits the rows by `parts`.
+    """
+
+    def __init__(self, in_features: int, parts: tuple[int, ...], bias: bool) -> None:
+        super().__init__(in_features, sum(parts), bias=bias)
+        self.parts = parts

@@ -1,0 +1,60 @@
+"""Rotary position embedding and its context extensions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from etymon import spec
+
+
+def frequencies(rope: spec.Rope, device: torch.device | str = "cpu") -> tuple[Tensor, float]:
+    """Return the angle per position of every rotated pair, [dim / 2] in fp32, and the factor on cos and sin."""
+    exponent = torch.arange(0, rope.dim, 2, dtype=torch.int64, device=device).float() / rope.dim
+    inv_freq = 1.0 / rope.base**exponent
+    match rope.scaling:
+        case None:
+            return inv_freq, 1.0
+        case spec.LinearScaling(factor=factor):
+            return inv_freq / factor, 1.0
+        case spec.Llama3Scaling() as s:
+            wavelength = 2 * math.pi / inv_freq
+            smooth = (s.original_context / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+            smooth = smooth.clamp(0, 1)
+            return (1 - smooth) * inv_freq / s.factor + smooth * inv_freq, 1.0
+        case spec.YarnScaling() as s:
+            return _yarn(rope, s, inv_freq)
+
+
+def _yarn(rope: spec.Rope, s: spec.YarnScaling, inv_freq: Tensor) -> tuple[Tensor, float]:
+    def pair_with(rotations: float) -> float:
+        """The pair (as a real number) that turns `rotations` times within the original context."""
+        return rope.dim * math.log(s.original_context / (rotations * 2 * math.pi)) / (2 * math.log(rope.base))
+
+    low = max(math.floor(pair_with(s.beta_fast)), 0)
+    high = min(math.ceil(pair_with(s.beta_slow)), rope.dim - 1)
+    pairs = torch.arange(rope.dim // 2, dtype=torch.float32, device=inv_freq.device)
+    ramp = ((pairs - low) / max(high - low, 0.001)).clamp(0, 1)
+    factor = s.attention_factor
+    if factor is None:
+        factor = 0.1 * math.log(s.factor) + 1.0 if s.factor > 1 else 1.0
+    return inv_freq / s.factor * ramp + inv_freq * (1 - ramp), factor
+
+
+def rotary_table(rope: spec.Rope, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return cos and sin [batch, time, 1, dim / 2] at `positions` [batch, time], computed in fp32."""
+    inv_freq, factor = frequencies(rope, positions.device)
+    angles = positions[:, :, None, None].float() * inv_freq
+    return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate channel pairs (i, i + n) of `x` [batch, time, heads, head_dim]; channels past 2n pass through."""
+    n = cos.shape[-1]
+    a, b = x[..., :n], x[..., n : 2 * n]
+    parts = [a * cos - b * sin, b * cos + a * sin]
+    if 2 * n < x.shape[-1]:
+        parts.append(x[..., 2 * n :])
+    return torch.cat(parts, -1)
