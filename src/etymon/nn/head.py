@@ -37,13 +37,11 @@ class LMHead(nn.Module):
         if len(trained) < len(targets):
             hidden, targets = hidden.index_select(0, trained), targets.index_select(0, trained)
         if not isinstance(self.linear, nn.Linear):  # a quantised head has no weight to train
-            return sum(
-                (
-                    F.cross_entropy(self.linear(h).float(), t, reduction="sum")
-                    for h, t in _chunks(hidden, targets, 1024)
-                ),
-                torch.zeros((), device=hidden.device),
-            )
+            loss = torch.zeros((), device=hidden.device)
+            for start in range(0, len(targets), 1024):
+                logits = self.linear(hidden[start : start + 1024]).float()
+                loss += F.cross_entropy(logits, targets[start : start + 1024], reduction="sum")
+            return loss
         return linear_cross_entropy(hidden, self.linear.weight, self.linear.bias, targets)
 
 
