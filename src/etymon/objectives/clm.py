@@ -1,0 +1,22 @@
+"""Causal language modelling: every trained position predicts its target."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from etymon.data.batch import Batch
+from etymon.nn import Model
+
+
+class CausalLM:
+    """Negative log-likelihood of `batch.targets` (Bengio et al. 2003 in its decoder-only form, Radford et al. 2018).
+
+    Pretraining and supervised fine-tuning are the same objective: they differ in which targets are -100.
+    """
+
+    name = "clm"
+
+    def loss(self, model: Model, batch: Batch) -> Tensor:
+        """Return the summed negative log-likelihood in nats, a fp32 scalar. `batch` fields are [batch, time]."""
+        output = model(batch.input_ids, position_ids=batch.position_ids, documents=batch.documents, logits=False)
+        return model.head.loss(output.last_hidden_state, batch.targets)

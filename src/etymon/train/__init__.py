@@ -1,0 +1,25 @@
+"""The one training loop, its optimizers, schedules, checkpoints and metrics."""
+
+from etymon.train.config import Budget, TrainConfig
+from etymon.train.held_out import held_out_loss
+from etymon.train.loop import FitResult, Hook, TrainingInterrupted, fit
+from etymon.train.metrics import read_metrics
+from etymon.train.optimizers import AdamWConfig, Muon, MuonConfig
+from etymon.train.schedules import Constant, Cosine, WarmupStableDecay
+
+__all__ = [
+    "AdamWConfig",
+    "Budget",
+    "Constant",
+    "Cosine",
+    "FitResult",
+    "Hook",
+    "Muon",
+    "MuonConfig",
+    "TrainConfig",
+    "TrainingInterrupted",
+    "WarmupStableDecay",
+    "fit",
+    "held_out_loss",
+    "read_metrics",
+]

@@ -1,0 +1,60 @@
+"""The settings of a training run."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from etymon.config import Config
+from etymon.train.optimizers import MuonConfig, OptimizerConfig
+from etymon.train.schedules import Schedule, WarmupStableDecay
+
+Interval = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0.0, lt=1.0)]
+"""Every so many steps (int), or a part of the run (a float below 1: 0.1 is ten times in a run)."""
+
+
+class Budget(Config):
+    """How long to train: at least one of these; the one that is reached first ends the run.
+
+    `tokens` and `epochs` count positions, trained or not. `minutes` of wall-clock time become a number of steps once,
+    at the start, by the measured time of a step and of the hooks; that number is recorded and resumed.
+    """
+
+    steps: int | None = Field(default=None, ge=1)
+    tokens: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    minutes: float | None = Field(default=None, gt=0)
+
+    @model_validator(mode="after")
+    def _some(self) -> Budget:
+        if not self.model_fields_set or all(value is None for value in self.model_dump().values()):
+            raise ValueError("give at least one of steps, tokens, epochs, minutes")
+        return self
+
+
+class TrainConfig(Config):
+    """Everything about a training run but its model, data and objective.
+
+    The rows of a batch come from the loader; `micro_batch` of them pass through the model at a time (None: all), which
+    changes memory and speed but not the gradient. `evaluate_every` and `sample_every` are for the hooks that the
+    caller builds.
+    """
+
+    budget: Budget
+    micro_batch: int | None = Field(default=None, ge=1)
+    optimizer: OptimizerConfig = MuonConfig()
+    schedule: Schedule = WarmupStableDecay()
+    clip: float | None = Field(default=1.0, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
+    seed: int = Field(default=0, ge=0)
+    log_every: Interval = 10
+    evaluate_every: Interval = 0.1
+    sample_every: Interval = 0.25
+    checkpoint_every: Interval = 0.1
+    keep: int = Field(default=2, ge=1)
+
+
+# What may change between a run and its resumption, because no weight depends on it.
+FREE = frozenset({"log_every", "evaluate_every", "sample_every", "checkpoint_every", "keep"})

@@ -1,0 +1,445 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Protocol, cast
+
+import torch
+from safetensors.torch import save_file
+
+from etymon.data.batch import Batch, Loader
+from etymon.errors import CheckpointError, TrainingError
+from etymon.files import atomic_directory, write_json
+from etymon.nn import Model
+from etymon.objectives import Objective
+from etymon.train.checkpoint import (
+    Position,
+    RunRecord,
+    Trainer,
+    differences,
+    list_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    remove_leftovers,
+    weights,
+    write_checkpoint,
+    write_model,
+)
+from etymon.train.config import FREE, TrainConfig
+from etymon.train.hardware import (
+    DTYPES,
+    Precision,
+    bf16_pays,
+    choose_precision,
+    environment,
+    matmul_peak,
+    memory_in_use,
+)
+from etymon.train.metrics import Metrics, Row
+from etymon.train.optimizers import build_optimizers, set_learning_rate
+from etymon.train.progress import Progress, describe
+from etymon.train.schedules import steps_of
+from etymon.train.step import apply_gradient, bad_parameters, compute_gradient, seed_step
+
+if TYPE_CHECKING:
+    from etymon.text.tokenizer import Tokenizer
+
+
+class Hook(Protocol):
+    """Something done now and then during a run: a held-out loss, samples. Called before the first step and at the end.
+
+    `every` counts steps, or is a part of the run (a float below 1). What the call returns goes into the metrics.
+    The model is in eval mode during the call; neither that nor random numbers drawn reach the run.
+    """
+
+    every: int | float
+
+    def __call__(self, model: Model, step: int, final: bool) -> dict[str, float | str]:
+        """Return what was found after `step` updates; `final` when there will be no more."""
+        ...
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A completed run: its last checkpoint, updates taken, positions seen, seconds, and last logged training loss."""
+
+    run: Path
+    checkpoint: Path
+    steps: int
+    tokens: int
+    seconds: float
+    loss: float | None
+
+
+class TrainingInterrupted(TrainingError):
+    """A signal ended the run after a whole step; `checkpoint` is where it goes on from."""
+
+    def __init__(self, message: str, checkpoint: Path) -> None:
+        super().__init__(message)
+        self.checkpoint = checkpoint
+
+
+def fit(
+    model: Model,
+    loader: Loader,
+    objective: Objective,
+    config: TrainConfig,
+    run: str | Path,
+    *,
+    resume: bool = False,
+    hooks: Sequence[Hook] = (),
+    tokenizer: Tokenizer | None = None,
+) -> FitResult:
+    """Train `model` in place and leave its metrics and checkpoints in `run`; return when the budget is spent.
+
+    The weights are a function of (initial weights, loader, objective, config, the number of steps, the machine): a run
+    that was killed at any moment and resumed ends bitwise where the run that was not killed does. `resume=True`
+    continues from the newest whole checkpoint, starts where there is none, and changes nothing where the run is
+    complete (but loads its weights).
+
+    Raises TrainingError where `run` already holds a run and `resume` is False, where it was made with other settings,
+    where a batch trains nothing, and for a loss or gradient that is not finite (the step is then kept for inspection in
+    `run/nonfinite-step-N`); TrainingInterrupted after SIGINT or SIGTERM; CheckpointError where no checkpoint is whole.
+    """
+    run = Path(run)
+    for name, p in model.named_parameters():
+        if p.requires_grad and p.dtype != torch.float32:
+            raise TrainingError(f"{name} is {p.dtype}: training keeps fp32 weights. Load the model with dtype=float32")
+    settings = _settings(model, loader, objective, config)
+    found = _find(run, resume)
+    if found is not None:
+        changed = list(differences(found[1].run.settings, settings))
+        if changed:
+            raise TrainingError(
+                f"{run} was made with other settings, so it cannot be resumed with these: {'; '.join(changed)}. "
+                "Restore them, or train in another directory."
+            )
+        if (run / "COMPLETE").exists():
+            _say(f"{run} is complete after {found[1].position.step} steps: nothing to do")
+            load_checkpoint(found[0], model, None)
+            return _result(run, found[0], found[1].position)
+    return _Run(model, loader, objective, config, run, settings, hooks, tokenizer).train(found)
+
+
+def _find(run: Path, resume: bool) -> tuple[Path, Trainer] | None:
+    if not resume:
+        if list_checkpoints(run) or (run / "COMPLETE").exists():
+            raise TrainingError(f"{run} already holds a run. Continue it with --resume, or give another directory.")
+        return None
+    found = newest_checkpoint(run, _say)
+    if found is None and (run / "COMPLETE").exists():
+        raise CheckpointError(f"{run} is marked COMPLETE but its checkpoints are gone. Train in another directory.")
+    return found
+
+
+def _settings(model: Model, loader: Loader, objective: Objective, config: TrainConfig) -> dict[str, object]:
+    """Return what the weights of a run depend on, as JSON values."""
+    settings = {
+        "train": config.model_dump(mode="json", exclude=set(FREE)),
+        "data": loader.fingerprint,
+        "objective": objective.name,
+        "model": model.spec.to_dict(),
+    }
+    return dict(json.loads(json.dumps(settings)))
+
+
+def _result(run: Path, checkpoint: Path, position: Position) -> FitResult:
+    return FitResult(run, checkpoint, position.step, position.tokens, position.seconds, position.loss)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass
+class _Window:
+    """What was seen since the last logged step."""
+
+    loss: float = 0.0
+    trained: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, loss: float, batch: Batch, seconds: float) -> None:
+        self.loss += loss * batch.trained
+        self.trained += batch.trained
+        self.tokens += batch.input_ids.numel()
+        self.seconds += seconds
+
+
+@dataclass
+class _Run:
+    """One run: the objects that it is made of, and the steps from one end to the other."""
+
+    model: Model
+    loader: Loader
+    objective: Objective
+    config: TrainConfig
+    run: Path
+    settings: dict[str, object]
+    hooks: Sequence[Hook]
+    tokenizer: Tokenizer | None
+    started: float = field(default_factory=time.perf_counter)
+
+    def train(self, found: tuple[Path, Trainer] | None) -> FitResult:
+        self.run.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.run)
+        self.model.train()
+        device = str(self.model.device)
+        with _Signals() as signals, Metrics(self.run, found[1].position.step if found else -1) as metrics:
+            if found is None:
+                position = Position(step=0)
+                record = self._begin(metrics, device)
+                checkpoint = self._save(record, position)
+            else:
+                checkpoint, position, record = found[0], found[1].position, found[1].run
+                self._prepare(record.precision, record.matrix_precision, record.compiled)
+                load_checkpoint(checkpoint, self.model, self.optimizers)
+                _say(f"resuming {self.run} from step {position.step} of {record.total_steps}")
+                for line in differences(record.environment, dict(environment(device))):
+                    _say(
+                        f"warning: not the machine of the earlier steps ({line}): weights may differ in their last bits"
+                    )
+            return self._loop(record, position, checkpoint, metrics, signals)
+
+    def _prepare(self, precision: Precision, matrix_precision: Precision, compiled: bool) -> None:
+        self.precision = precision
+        self.optimizers = build_optimizers(self.model, self.config.optimizer, muon_dtype=DTYPES[matrix_precision])
+        self.callee = cast(Model, torch.compile(self.model)) if compiled else self.model
+        # the peak is measured here so that it never falls between two steps
+        self.peak = matmul_peak(str(self.model.device), precision)
+
+    def _begin(self, metrics: Metrics, device: str) -> RunRecord:
+        """Decide what is decided once."""
+        precision = choose_precision(self.config.precision, device)
+        # Newton-Schulz only needs directions: bf16 does (Jordan et al. 2024), whatever the precision of the model
+        matrix_precision: Precision = "bf16" if bf16_pays(device) else "fp32"
+        self._prepare(precision, matrix_precision, compiled=False)
+        hook_results, hook_seconds = self._call_hooks(self.hooks, 0, final=False)
+        if hook_results:
+            metrics.write({"step": 0, **hook_results})
+        total, compiled = self._plan(hook_seconds)
+        if compiled:
+            self._prepare(precision, matrix_precision, compiled)
+        return RunRecord(
+            total_steps=total,
+            precision=precision,
+            matrix_precision=matrix_precision,
+            compiled=compiled,
+            settings=self.settings,
+            environment=dict(environment(device)),
+        )
+
+    def _plan(self, hook_seconds: list[float]) -> tuple[int, bool]:
+        """Return the number of steps and whether to compile."""
+        budget, per_step = self.config.budget, self.loader.batch_size * self.loader.context
+        limits = [
+            budget.steps,
+            math.ceil(budget.tokens / per_step) if budget.tokens else None,
+            math.ceil(budget.epochs * self.loader.steps_per_epoch) if budget.epochs else None,
+        ]
+        known = min((n for n in limits if n is not None), default=None)
+        compiled = self.config.compile == "on"
+        if budget.minutes is not None:
+            step_seconds = self._time_step(0.02 * budget.minutes * 60)
+            left = budget.minutes * 60 * 0.98 - (time.perf_counter() - self.started)  # 2% for checkpoints
+            for hook, seconds in zip(self.hooks, hook_seconds, strict=True):
+                if isinstance(hook.every, int):
+                    step_seconds += seconds / hook.every
+                else:
+                    left -= seconds / hook.every
+            affordable = max(1, int(left / step_seconds))
+            known = affordable if known is None else min(known, affordable)
+        assert known is not None, "a budget has at least one limit"
+        return known, compiled
+
+    def _time_step(self, seconds: float) -> float:
+        """Return the seconds of one update, measured on real batches for about `seconds`; leaves no trace."""
+        saved = {name: tensor.clone() for name, tensor in weights(self.model).items()}
+        times: list[float] = []
+        deadline = time.perf_counter() + seconds
+        with _batches(self.loader, 0, 12) as batches:
+            for step, batch in batches:
+                start = time.perf_counter()
+                self._update(batch, step, total=1_000_000)
+                times.append(time.perf_counter() - start)
+                if len(times) >= 3 and time.perf_counter() > deadline:
+                    break
+        with torch.no_grad():
+            for name, tensor in weights(self.model).items():
+                tensor.copy_(saved[name])
+        for optimizer in self.optimizers:
+            optimizer.state.clear()
+        return statistics.median(times[1:])  # the first allocates
+
+    def _update(self, batch: Batch, step: int, total: int) -> Row:
+        """Take update number `step` (from 0) and return what it was."""
+        config = self.config
+        seed_step(config.seed, step)
+        lr = set_learning_rate(self.optimizers, config.schedule.factor(step, total))
+        gradient = compute_gradient(
+            self.callee,
+            self.objective,
+            batch,
+            micro_batch=config.micro_batch,
+            clip=config.clip,
+            precision=self.precision,
+        )
+        if not gradient.finite:
+            self._refuse(batch, step, gradient.loss, gradient.norm)
+        apply_gradient(self.optimizers)
+        return {"loss": gradient.loss, "lr": lr, "grad_norm": gradient.norm, "clipped_norm": gradient.clipped_norm}
+
+    def _loop(
+        self, record: RunRecord, position: Position, checkpoint: Path, metrics: Metrics, signals: _Signals
+    ) -> FitResult:
+        total, config = record.total_steps, self.config
+        device = str(self.model.device)
+        flops = self.model.spec.flops_per_token(self.loader.context)
+        elapsed, begun, first = position.seconds, self.started, position.step
+        tokens, trained, loss = position.tokens, position.trained_tokens, position.loss
+        window = _Window()
+        with Progress(self.run.name, total) as progress, _batches(self.loader, position.step, total) as batches:
+            for index, batch in batches:
+                start = time.perf_counter()
+                row = self._update(batch, index, total)
+                now = time.perf_counter()
+                window.add(float(row["loss"] or 0.0), batch, now - start)
+                step = index + 1
+                tokens += batch.input_ids.numel()
+                trained += batch.trained
+                seconds = elapsed + now - begun
+                speed = window.tokens / window.seconds
+                row |= {
+                    "tokens": tokens,
+                    "trained_tokens": trained,
+                    "epoch": step / self.loader.steps_per_epoch,
+                    "tokens_per_second": speed,
+                    "mfu": speed * flops / self.peak,
+                    "memory_bytes": memory_in_use(device),
+                    "seconds": seconds,
+                }
+                progress.update(step, describe(row, (now - begun) / (step - first) * (total - step)))
+                final = step == total
+                due = [hook for hook in self.hooks if final or _due(hook.every, step, total)]
+                saving = final or bool(signals.caught) or _due(config.checkpoint_every, step, total)
+                if saving or due or _due(config.log_every, step, total):
+                    loss = window.loss / window.trained
+                    row |= {"loss": loss}
+                    results, _ = self._call_hooks(due, step, final)
+                    for key, value in results.items():
+                        progress.say(f"step {step} {key}: {value if isinstance(value, str) else f'{value:.4f}'}")
+                    metrics.write({"step": step, **row, **results})
+                    window = _Window()
+                if saving:
+                    seconds = elapsed + time.perf_counter() - begun
+                    position = Position(step=step, tokens=tokens, trained_tokens=trained, seconds=seconds, loss=loss)
+                    checkpoint = self._save(record, position)
+                if signals.caught and not final:
+                    raise TrainingInterrupted(
+                        f"{signals.caught} after step {step} of {total}: a checkpoint is written. "
+                        f"Continue with --resume (run directory {self.run}).",
+                        checkpoint,
+                    )
+        write_json(self.run / "COMPLETE", {"steps": total, "checkpoint": checkpoint.name})
+        return _result(self.run, checkpoint, position)
+
+    def _call_hooks(self, hooks: Sequence[Hook], step: int, final: bool) -> tuple[dict[str, float | str], list[float]]:
+        """Return the hooks' results, and the seconds of each; the model's mode is as before."""
+        results: dict[str, float | str] = {}
+        seconds = []
+        self.model.eval()
+        for hook in hooks:
+            start = time.perf_counter()
+            results |= hook(self.model, step, final)
+            seconds.append(time.perf_counter() - start)
+        self.model.train()
+        return results, seconds
+
+    def _refuse(self, batch: Batch, step: int, loss: float, norm: float) -> None:
+        """Keep everything that repeats this step, and stop."""
+        path = self.run / f"nonfinite-step-{step}"
+        parameters = bad_parameters(self.model)
+        with atomic_directory(path) as directory:
+            tensors = {k: v.contiguous() for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
+            save_file(tensors, directory / "batch.safetensors")
+            write_model(self.model, self.tokenizer, directory)
+            report = {
+                "step": step,
+                "seed": self.config.seed,
+                "precision": self.precision,
+                "loss": repr(loss),
+                "grad_norm": repr(norm),
+                "parameters_with_nonfinite_gradient": parameters,
+                "python_numpy_torch": "every step seeds them: etymon.train.step.seed_step(seed, step)",
+            }
+            write_json(directory / "report.json", report)
+        raise TrainingError(
+            f"step {step}: the loss is {loss} and the gradient's norm {norm}; nothing was updated. The batch, the "
+            f"weights and the {len(parameters)} parameters whose gradient is not finite are in {path}. A lower "
+            "learning rate, a longer warm-up or precision=fp32 are the usual remedies."
+        )
+
+    def _save(self, record: RunRecord, position: Position) -> Path:
+        return write_checkpoint(
+            self.run, record, position, self.model, self.tokenizer, self.optimizers, keep=self.config.keep
+        )
+
+
+def _due(every: int | float, step: int, total: int) -> bool:
+    return step % max(1, steps_of(every, total)) == 0
+
+
+@contextlib.contextmanager
+def _batches(loader: Loader, start: int, stop: int) -> Iterator[Iterator[tuple[int, Batch]]]:
+    """Yield (step, batch) for start <= step < stop; the next batch is prepared while one is in use.
+
+    A batch is a pure function of its step, so that the thread cannot change what is trained.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
+
+        def ahead() -> Iterator[tuple[int, Batch]]:
+            future = pool.submit(loader.batch, start) if start < stop else None
+            for step in range(start, stop):
+                assert future is not None
+                batch = future.result()
+                future = pool.submit(loader.batch, step + 1) if step + 1 < stop else None
+                yield step, batch
+
+        yield ahead()
+
+
+class _Signals:
+    """Remembers the first SIGINT or SIGTERM, so that a step ends whole; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.caught = ""
+        self._before: dict[int, object] = {}
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        if self.caught:
+            raise KeyboardInterrupt
+        self.caught = signal.Signals(number).name
+        _say(f"{self.caught}: finishing this step and writing a checkpoint (again: stop at once)")
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other
+            self._before = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]

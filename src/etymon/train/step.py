@@ -1,0 +1,100 @@
+"""One update of the weights from one global batch."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from etymon.data.batch import Batch
+from etymon.errors import TrainingError
+from etymon.nn import Model
+from etymon.objectives import Objective
+from etymon.train.hardware import Precision
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """What one batch gave: mean loss per trained token in nats, the gradient's norm before and after clipping."""
+
+    loss: float
+    norm: float
+    clipped_norm: float
+
+    @property
+    def finite(self) -> bool:
+        """Whether an update can be taken."""
+        return math.isfinite(self.loss) and math.isfinite(self.norm)
+
+
+def compute_gradient(
+    model: Model,
+    objective: Objective,
+    batch: Batch,
+    *,
+    micro_batch: int | None,
+    clip: float | None,
+    precision: Precision,
+) -> Gradient:
+    """Leave the clipped gradient of the mean loss over ALL trained tokens of `batch` in the parameters' `.grad`.
+
+    Each micro-batch contributes its summed loss over the trained tokens of the whole batch, so that their number and
+    the distribution of trained tokens over them change nothing. Raises TrainingError where no token is trained.
+    """
+    if batch.trained == 0:
+        raise TrainingError("a batch trains no token: every target is -100. Look at the data and its masks")
+    device = model.device
+    rows = batch.input_ids.shape[0]
+    total = torch.zeros((), device=device)
+    for start in range(0, rows, micro_batch or rows):
+        part = batch.rows(start, start + micro_batch) if micro_batch else batch
+        if part.trained == 0:
+            continue
+        with autocast(device, precision):
+            loss = objective.loss(model, part.to(device)) / batch.trained
+        loss.backward()
+        total += loss.detach()
+    parameters = [p for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if clip is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
+    loss_value, norm_value = torch.stack((total, norm.to(total))).tolist()  # the one wait for the device in a step
+    return Gradient(loss_value, norm_value, min(norm_value, clip) if clip is not None else norm_value)
+
+
+def apply_gradient(optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    """Take the step and forget the gradient."""
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Return the context in which a forward pass runs at `precision`; weights stay fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed Python, numpy and torch for one step, so that its random numbers depend on (seed, step) alone.
+
+    Neither a resumption nor what hooks draw in between can then change them.
+    """
+    python, numpy, torch_ = np.random.SeedSequence((seed, step)).generate_state(3).tolist()
+    random.seed(python)
+    np.random.seed(numpy)
+    torch.manual_seed(torch_)
+
+
+def bad_parameters(model: Model) -> list[str]:
+    """Return the names of the parameters whose gradient is not finite."""
+
+    def bad(gradient: Tensor | None) -> bool:
+        return gradient is not None and not bool(gradient.isfinite().all())
+
+    return [name for name, p in model.named_parameters() if bad(p.grad)]
