@@ -1,0 +1,68 @@
+"""A model and its tokenizer as one thing: loading, saving and building."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from etymon.errors import CheckpointError
+from etymon.files import atomic_directory
+from etymon.hub import load_model, locate, save_model
+from etymon.nn import Model, build
+
+if TYPE_CHECKING:
+    from etymon.text.tokenizer import Tokenizer
+
+__all__ = ["build", "load", "load_tokenizer", "save"]
+
+
+def load(
+    source: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[Model, Tokenizer | None]:
+    """Load a checkpoint directory (Hugging Face, etymon, or quantised) or hub id; `dtype` defaults to the stored one.
+
+    The tokenizer is None where the directory carries none. Raises CheckpointError, ConfigError or TokenizerError that
+    names what is missing, damaged or not understood; a tokenizer with more ids than the model has is an error too.
+    """
+    directory = locate(source)
+    model = load_model(directory, device, dtype)
+    tokenizer = load_tokenizer(directory)
+    if tokenizer is not None and tokenizer.vocab_size > model.spec.vocab:
+        raise CheckpointError(
+            f"{source}: the tokenizer has {tokenizer.vocab_size} ids but the model only {model.spec.vocab}; "
+            "they do not belong together"
+        )
+    return model, tokenizer
+
+
+def load_tokenizer(directory: Path) -> Tokenizer | None:
+    """Load the tokenizer of a checkpoint directory, or return None where it carries none."""
+    if not (directory / "tokenizer.json").exists():
+        return None
+    from etymon.text.tokenizer import Tokenizer
+
+    return Tokenizer.load(directory)
+
+
+def save(
+    model: Model,
+    tokenizer: Tokenizer | None,
+    path: str | Path,
+    format: Literal["hf", "etymon"] = "etymon",
+    max_shard_bytes: int = 5 << 30,
+) -> None:
+    """Write a checkpoint directory: whole or not at all. "hf" is what transformers and its ecosystem load.
+
+    Raises ConfigError when the format cannot hold the model (a quantised one as "hf").
+    """
+    token_ids: dict[str, Any] = {}
+    if tokenizer is not None:
+        stops = sorted(tokenizer.stop_ids)
+        eos: Any = stops if len(stops) > 1 else tokenizer.eos_id
+        token_ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": eos, "pad_token_id": tokenizer.pad_id}
+    with atomic_directory(path) as directory:
+        save_model(model, directory, format, token_ids, max_shard_bytes)
+        if tokenizer is not None:
+            tokenizer.save(directory)

@@ -1,0 +1,90 @@
+"""What a family file says, and how the files are found."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import etymon.families
+from etymon.errors import ConfigError, suggest
+from etymon.families.reader import ConfigReader
+from etymon.families.weights import Rule
+from etymon.spec import ModelSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A family of published models.
+
+    `build(name=..., **dimensions)` makes a spec; `sizes` are the dimensions of its published models and `tiny` those
+    of a model for tests. `read` and `write` translate `config.json`, `weights` lists the tensors; `prefix` may be
+    missing from published names, and names matching `skipped` are buffers that carry no weight.
+    """
+
+    name: str
+    title: str
+    paper: str
+    model_type: str
+    architecture: str
+    build: Callable[..., ModelSpec]
+    sizes: dict[str, dict[str, Any]]
+    tiny: dict[str, Any]
+    read: Callable[[ConfigReader], ModelSpec]
+    write: Callable[[ModelSpec], dict[str, Any]]
+    weights: Callable[[ModelSpec], Iterable[Rule]]
+    head_name: str = "lm_head.weight"
+    prefix: str = ""
+    skipped: tuple[str, ...] = field(default=())
+
+    def spec(self, size: str | None = None, **dimensions: Any) -> ModelSpec:
+        """Return the spec of a published size, of free dimensions, or of a size with some of them changed.
+
+        Raises ConfigError for an unknown size or dimension, naming the nearest known one.
+        """
+        known = inspect.signature(self.build).parameters.keys() - {"name"}
+        for key in dimensions.keys() - known:
+            listing = ", ".join(sorted(known))
+            raise ConfigError(f"{self.name} has no dimension {key!r}; known: {listing}.{suggest(key, known)}")
+        if size is not None and size not in self.sizes:
+            listing = ", ".join(self.sizes)
+            raise ConfigError(f"{self.name} has no size {size!r}; known: {listing}.{suggest(size, self.sizes)}")
+        merged = (self.sizes[size] if size else {}) | dimensions
+        try:
+            return self.build(name=size or f"{self.name}-custom", **merged)
+        except TypeError as error:
+            raise ConfigError(f"{self.name}: {str(error).replace('build() ', '')}") from None
+
+
+@cache
+def families() -> dict[str, Family]:
+    """Return every family by name: each module of this package that defines FAMILY is one."""
+    found = {}
+    for module in pkgutil.iter_modules(etymon.families.__path__):
+        family = getattr(importlib.import_module(f"etymon.families.{module.name}"), "FAMILY", None)
+        if family is not None:
+            found[family.name] = family
+    return found
+
+
+def family_named(name: str) -> Family:
+    """Return a family by its name. Raises ConfigError that names the nearest known one."""
+    if name not in families():
+        listing = ", ".join(families())
+        raise ConfigError(f"unknown family {name!r}; known: {listing}.{suggest(name, families())}")
+    return families()[name]
+
+
+def family_of_model_type(model_type: str, where: str) -> Family:
+    """Return the family that reads configs of this `model_type`. Raises ConfigError that names the nearest one."""
+    known = {family.model_type: family for family in families().values()}
+    if model_type not in known:
+        listing = ", ".join(known)
+        raise ConfigError(
+            f"{where}: model_type {model_type!r} is of no family here; known: {listing}.{suggest(model_type, known)}"
+        )
+    return known[model_type]

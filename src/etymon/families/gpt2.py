@@ -1,0 +1,144 @@
+"""GPT-2 (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
+
+What was new over GPT-1: the norm moved before each sublayer, one more norm after the last block, context 1024, a
+byte-level vocabulary of 50257. Published matrices are stored [in, out].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from etymon.errors import ConfigError
+from etymon.families.family import Family
+from etymon.families.reader import ConfigReader
+from etymon.families.weights import Rule, Transpose, affine
+from etymon.spec import LM, Attention, Block, Dense, Embed, LayerNorm, Learned, ModelSpec, Stack, Sub
+
+ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+}
+
+
+def build(
+    *,
+    name: str = "gpt2",
+    vocab: int = 50257,
+    dim: int,
+    layers: int,
+    heads: int,
+    context: int = 1024,
+    hidden: int | None = None,
+    eps: float = 1e-5,
+    activation: str = "gelu_tanh",
+    tied: bool = True,
+    scale_by_depth: bool = False,
+) -> ModelSpec:
+    """Return the spec of a GPT-2 of these dimensions; `scale_by_depth` divides scores by the layer number (Mistral's
+    GPT-2, `scale_attn_by_inverse_layer_idx`)."""
+    if dim % heads:
+        raise ConfigError(f"gpt2: dim={dim} must be a multiple of heads={heads}")
+    norm, head_dim = LayerNorm(eps=eps), dim // heads
+    ffn = Sub(pre=norm, op=Dense(hidden=hidden or 4 * dim, activation=activation))
+
+    def block(layer: int) -> Block:
+        scale = head_dim**-0.5 / layer if scale_by_depth else None
+        attention = Attention(heads=heads, kv_heads=heads, head_dim=head_dim, bias="qkvo", scale=scale)
+        return Block(subs=(Sub(pre=norm, op=attention), ffn))
+
+    return ModelSpec(
+        name=name,
+        family="gpt2",
+        vocab=vocab,
+        dim=dim,
+        context=context,
+        embed=Embed(position=Learned(length=context)),
+        decoder=Stack(blocks=tuple(block(i + 1) for i in range(layers)), final_norm=norm),
+        head=LM(tied=tied),
+    )
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """Read a `config.json` of model type "gpt2"."""
+    activation = reader.take("activation_function", str, "gelu_new")
+    context = reader.take("n_positions", int, 1024)
+    reader.expect("n_ctx", context)
+    reader.expect("scale_attn_weights", True)
+    for key in ("reorder_and_upcast_attn", "summary_type", "summary_use_proj", "summary_activation"):
+        reader.take(key, object, None)  # precision of the scores, and a head that language models do not have
+    for key in ("summary_first_dropout", "summary_proj_to_labels"):
+        reader.take(key, object, None)
+    return build(
+        vocab=reader.take("vocab_size", int, 50257),
+        dim=reader.take("n_embd", int, 768),
+        layers=reader.take("n_layer", int, 12),
+        heads=reader.take("n_head", int, 12),
+        context=context,
+        hidden=reader.take("n_inner", int, None),
+        eps=reader.take("layer_norm_epsilon", float, 1e-5),
+        activation=ACTIVATIONS.get(activation, activation),
+        tied=reader.take("tie_word_embeddings", bool, True),
+        scale_by_depth=reader.take("scale_attn_by_inverse_layer_idx", bool, False),
+    )
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Write the `config.json` of a spec that `build` made."""
+    attention, ffn = (sub.op for sub in spec.decoder.blocks[0].subs)
+    norm = spec.decoder.final_norm
+    assert isinstance(attention, Attention) and isinstance(ffn, Dense) and isinstance(norm, LayerNorm)
+    return {
+        "vocab_size": spec.vocab,
+        "n_embd": spec.dim,
+        "n_layer": len(spec.decoder.blocks),
+        "n_head": attention.heads,
+        "n_positions": spec.context,
+        "n_inner": ffn.hidden,
+        "layer_norm_epsilon": norm.eps,
+        "activation_function": {"gelu_tanh": "gelu_new"}.get(ffn.activation, ffn.activation),
+        "scale_attn_by_inverse_layer_idx": attention.scale is not None,
+        "tie_word_embeddings": spec.head.tied,
+    }
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order."""
+    yield Rule("embed.tokens.weight", ("transformer.wte.weight",))
+    yield Rule("embed.positions.weight", ("transformer.wpe.weight",))
+    for i in range(len(spec.decoder.blocks)):
+        ours, theirs = f"decoder.blocks.{i}", f"transformer.h.{i}"
+        yield from affine(f"{ours}.attention.pre", f"{theirs}.ln_1", bias=True)
+        yield from affine(f"{ours}.attention.op.qkv", f"{theirs}.attn.c_attn", bias=True, ops=(Transpose(),))
+        yield from affine(f"{ours}.attention.op.out", f"{theirs}.attn.c_proj", bias=True, ops=(Transpose(),))
+        yield from affine(f"{ours}.ffn.pre", f"{theirs}.ln_2", bias=True)
+        yield from affine(f"{ours}.ffn.op.up", f"{theirs}.mlp.c_fc", bias=True, ops=(Transpose(),))
+        yield from affine(f"{ours}.ffn.op.down", f"{theirs}.mlp.c_proj", bias=True, ops=(Transpose(),))
+    yield from affine("decoder.final_norm", "transformer.ln_f", bias=True)
+    if not spec.head.tied:
+        yield Rule("head.linear.weight", ("lm_head.weight",))
+
+
+FAMILY = Family(
+    name="gpt2",
+    title="GPT-2",
+    paper="https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf",
+    model_type="gpt2",
+    architecture="GPT2LMHeadModel",
+    build=build,
+    sizes={
+        "gpt2": {"dim": 768, "layers": 12, "heads": 12},
+        "gpt2-medium": {"dim": 1024, "layers": 24, "heads": 16},
+        "gpt2-large": {"dim": 1280, "layers": 36, "heads": 20},
+        "gpt2-xl": {"dim": 1600, "layers": 48, "heads": 25},
+    },
+    tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
+    read=read,
+    write=write,
+    weights=weights,
+    prefix="transformer.",
+    skipped=(r"\.attn\.(masked_)?bias$",),
+)

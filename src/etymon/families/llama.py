@@ -1,0 +1,178 @@
+"""LLaMA (Touvron et al. 2023, arXiv:2302.13971; Llama 2, arXiv:2307.09288; Llama 3, arXiv:2407.21783).
+
+What was new over GPT-3: RMSNorm before each sublayer, SwiGLU, rotary positions, no biases, untied head; from Llama 2's
+70B on, grouped-query attention; from Llama 3.1 on, frequencies scaled by wavelength. TinyLlama (arXiv:2401.02385)
+and many others have the same form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from etymon.families.family import Family
+from etymon.families.reader import ConfigReader
+from etymon.families.rope import read_rope, write_rope
+from etymon.families.weights import Concat, Rule, affine
+from etymon.spec import LM, Attention, Block, Embed, Gated, ModelSpec, RMSNorm, Rope, RopeScaling, Stack, Sub
+
+ACTIVATIONS = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "relu": "relu",
+}
+
+
+def build(
+    *,
+    name: str = "llama",
+    vocab: int,
+    dim: int,
+    layers: int,
+    heads: int,
+    hidden: int,
+    context: int,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    eps: float = 1e-5,
+    rope_base: float = 10000.0,
+    rope_scaling: RopeScaling | None = None,
+    activation: str = "silu",
+    attention_bias: bool = False,
+    ffn_bias: bool = False,
+    tied: bool = False,
+) -> ModelSpec:
+    """Return the spec of a LLaMA of these dimensions; `hidden` is the width inside the gated feed-forward layer."""
+    norm = RMSNorm(eps=eps)
+    head_dim = head_dim or dim // heads
+    attention = Attention(
+        heads=heads,
+        kv_heads=kv_heads or heads,
+        head_dim=head_dim,
+        bias="qkvo" if attention_bias else "",
+        rope=Rope(dim=head_dim, base=rope_base, scaling=rope_scaling),
+    )
+    ffn = Gated(hidden=hidden, activation=activation, bias=ffn_bias)
+    block = Block(subs=(Sub(pre=norm, op=attention), Sub(pre=norm, op=ffn)))
+    return ModelSpec(
+        name=name,
+        family="llama",
+        vocab=vocab,
+        dim=dim,
+        context=context,
+        embed=Embed(),
+        decoder=Stack(blocks=(block,) * layers, final_norm=norm),
+        head=LM(tied=tied),
+    )
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """Read a `config.json` of model type "llama"."""
+    dim, heads = reader.take("hidden_size", int), reader.take("num_attention_heads", int)
+    context, head_dim = reader.take("max_position_embeddings", int, 2048), reader.take("head_dim", int, dim // heads)
+    rope = read_rope(reader, dim=head_dim, context=context)
+    activation = reader.take("hidden_act", str, "silu")
+    reader.expect("pretraining_tp", 1, 2, 4, 8)  # how the published run was split; the product is the same
+    return build(
+        vocab=reader.take("vocab_size", int),
+        dim=dim,
+        layers=reader.take("num_hidden_layers", int),
+        heads=heads,
+        kv_heads=reader.take("num_key_value_heads", int, heads),
+        head_dim=head_dim,
+        hidden=reader.take("intermediate_size", int),
+        context=context,
+        eps=reader.take("rms_norm_eps", float, 1e-6),
+        rope_base=rope.base,
+        rope_scaling=rope.scaling,
+        activation=ACTIVATIONS.get(activation, activation),
+        attention_bias=reader.take("attention_bias", bool, False),
+        ffn_bias=reader.take("mlp_bias", bool, False),
+        tied=reader.take("tie_word_embeddings", bool, False),
+    )
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Write the `config.json` of a spec that `build` made."""
+    attention, ffn = (sub.op for sub in spec.decoder.blocks[0].subs)
+    norm = spec.decoder.final_norm
+    assert isinstance(attention, Attention) and isinstance(ffn, Gated) and isinstance(norm, RMSNorm) and attention.rope
+    return {
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.dim,
+        "num_hidden_layers": len(spec.decoder.blocks),
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_dim,
+        "intermediate_size": ffn.hidden,
+        "hidden_act": {"gelu_tanh": "gelu_pytorch_tanh"}.get(ffn.activation, ffn.activation),
+        "max_position_embeddings": spec.context,
+        "rms_norm_eps": norm.eps,
+        "rope_parameters": write_rope(attention.rope),
+        "attention_bias": attention.bias != "",
+        "mlp_bias": ffn.bias,
+        "tie_word_embeddings": spec.head.tied,
+    }
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order; q, k, v and gate, up are stored apart."""
+    yield Rule("embed.tokens.weight", ("model.embed_tokens.weight",))
+    for i, block in enumerate(spec.decoder.blocks):
+        ours, theirs = f"decoder.blocks.{i}", f"model.layers.{i}"
+        attention, ffn = (sub.op for sub in block.subs)
+        assert isinstance(attention, Attention) and isinstance(ffn, Gated)
+        qkv = tuple(f"{theirs}.self_attn.{x}_proj" for x in "qkv")
+        parts = Concat((attention.query_width, attention.kv_width, attention.kv_width))
+        bias = attention.bias != ""
+        yield Rule(f"{ours}.attention.pre.weight", (f"{theirs}.input_layernorm.weight",))
+        yield from affine(f"{ours}.attention.op.qkv", qkv, bias=bias, ops=(parts,))
+        yield from affine(f"{ours}.attention.op.out", f"{theirs}.self_attn.o_proj", bias=bias)
+        gate_up = (f"{theirs}.mlp.gate_proj", f"{theirs}.mlp.up_proj")
+        yield Rule(f"{ours}.ffn.pre.weight", (f"{theirs}.post_attention_layernorm.weight",))
+        yield from affine(f"{ours}.ffn.op.gate_up", gate_up, bias=ffn.bias, ops=(Concat((ffn.hidden, ffn.hidden)),))
+        yield from affine(f"{ours}.ffn.op.down", f"{theirs}.mlp.down_proj", bias=ffn.bias)
+    yield Rule("decoder.final_norm.weight", ("model.norm.weight",))
+    if not spec.head.tied:
+        yield Rule("head.linear.weight", ("lm_head.weight",))
+
+
+_V1 = {"vocab": 32000, "context": 2048, "eps": 1e-6}
+_V2 = {"vocab": 32000, "context": 4096, "eps": 1e-5}
+_V3 = {"vocab": 128256, "context": 8192, "eps": 1e-5, "rope_base": 500000.0}
+FAMILY = Family(
+    name="llama",
+    title="LLaMA",
+    paper="https://arxiv.org/abs/2302.13971",
+    model_type="llama",
+    architecture="LlamaForCausalLM",
+    build=build,
+    sizes={
+        "llama-7b": _V1 | {"dim": 4096, "layers": 32, "heads": 32, "hidden": 11008},
+        "llama-13b": _V1 | {"dim": 5120, "layers": 40, "heads": 40, "hidden": 13824},
+        "llama-33b": _V1 | {"dim": 6656, "layers": 60, "heads": 52, "hidden": 17920},
+        "llama-65b": _V1 | {"dim": 8192, "layers": 80, "heads": 64, "hidden": 22016},
+        "llama2-7b": _V2 | {"dim": 4096, "layers": 32, "heads": 32, "hidden": 11008},
+        "llama2-13b": _V2 | {"dim": 5120, "layers": 40, "heads": 40, "hidden": 13824},
+        "llama2-70b": _V2 | {"dim": 8192, "layers": 80, "heads": 64, "kv_heads": 8, "hidden": 28672},
+        "llama3-8b": _V3 | {"dim": 4096, "layers": 32, "heads": 32, "kv_heads": 8, "hidden": 14336},
+        "llama3-70b": _V3 | {"dim": 8192, "layers": 80, "heads": 64, "kv_heads": 8, "hidden": 28672},
+        "tinyllama-1.1b": {
+            "vocab": 32000,
+            "context": 2048,
+            "dim": 2048,
+            "layers": 22,
+            "heads": 32,
+            "kv_heads": 4,
+            "hidden": 5632,
+            "eps": 1e-5,
+        },
+    },
+    tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 48, "context": 64},
+    read=read,
+    write=write,
+    weights=weights,
+    skipped=(r"\.rotary_emb\.inv_freq$",),
+)

@@ -1,0 +1,79 @@
+"""The rotary section of a published config, in its current form (`rope_parameters`) and its legacy one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from etymon.errors import ConfigError
+from etymon.families.reader import ConfigReader
+from etymon.spec import LinearScaling, Llama3Scaling, Rope, RopeScaling, YarnScaling
+
+
+def read_rope(reader: ConfigReader, *, dim: int, context: int) -> Rope:
+    """Read base frequency and scaling. Raises ConfigError for kinds of scaling that are not supported."""
+    parameters = reader.section("rope_parameters")
+    if parameters is None:
+        base = reader.take("rope_theta", float, 10000.0)
+        parameters = reader.section("rope_scaling")
+    else:
+        base = parameters.take("rope_theta", float, None) or reader.take("rope_theta", float, 10000.0)
+        reader.expect("rope_scaling", None)
+    if parameters is None:
+        return Rope(dim=dim, base=base)
+    kind = parameters.take("rope_type", str, None) or parameters.take("type", str, "default")
+    parameters.take("type", str, None)
+    scaling: RopeScaling | None
+    match kind:
+        case "default":
+            scaling = None
+        case "linear":
+            scaling = LinearScaling(factor=parameters.take("factor", float))
+        case "llama3":
+            scaling = Llama3Scaling(
+                factor=parameters.take("factor", float),
+                low_freq_factor=parameters.take("low_freq_factor", float),
+                high_freq_factor=parameters.take("high_freq_factor", float),
+                original_context=parameters.take("original_max_position_embeddings", int),
+            )
+        case "yarn":
+            scaling = YarnScaling(
+                factor=parameters.take("factor", float),
+                original_context=parameters.take("original_max_position_embeddings", int, context),
+                beta_fast=parameters.take("beta_fast", float, 32.0),
+                beta_slow=parameters.take("beta_slow", float, 1.0),
+                attention_factor=parameters.take("attention_factor", float, None),
+            )
+            parameters.expect("truncate", True)
+        case _:
+            raise ConfigError(
+                f"{parameters.where}: rope_type {kind!r} is not supported (default, linear, llama3, yarn)"
+            )
+    parameters.finish()
+    return Rope(dim=dim, base=base, scaling=scaling)
+
+
+def write_rope(rope: Rope) -> dict[str, Any]:
+    """Write what `read_rope` reads."""
+    common: dict[str, Any] = {"rope_theta": rope.base}
+    match rope.scaling:
+        case None:
+            return common | {"rope_type": "default"}
+        case LinearScaling(factor=factor):
+            return common | {"rope_type": "linear", "factor": factor}
+        case Llama3Scaling() as s:
+            return common | {
+                "rope_type": "llama3",
+                "factor": s.factor,
+                "low_freq_factor": s.low_freq_factor,
+                "high_freq_factor": s.high_freq_factor,
+                "original_max_position_embeddings": s.original_context,
+            }
+        case YarnScaling() as s:
+            yarn = {
+                "rope_type": "yarn",
+                "factor": s.factor,
+                "original_max_position_embeddings": s.original_context,
+                "beta_fast": s.beta_fast,
+                "beta_slow": s.beta_slow,
+            }
+            return common | yarn | ({} if s.attention_factor is None else {"attention_factor": s.attention_factor})

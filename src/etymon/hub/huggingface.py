@@ -1,0 +1,96 @@
+"""Checkpoints in the Hugging Face format: `config.json` and published tensor names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from etymon.errors import CheckpointError
+from etymon.families import ConfigReader, Family, family_named, family_of_model_type
+from etymon.files import write_json
+from etymon.hub.tensors import TensorFiles, open_tensors, read_json, write_tensors
+from etymon.nn import Model
+from etymon.spec import ModelSpec
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def read_spec(directory: Path) -> tuple[ModelSpec, Family]:
+    """Read `config.json`. Raises ConfigError for an unknown family or a key that nobody reads."""
+    path = directory / "config.json"
+    values = read_json(path)
+    family = family_of_model_type(str(values.get("model_type")), str(path))
+    reader = ConfigReader(values, str(path))
+    spec = family.read(reader)
+    reader.finish()
+    return spec, family
+
+
+def stored_dtype(directory: Path) -> torch.dtype | None:
+    """Return the dtype that `config.json` names, if it does."""
+    values = read_json(directory / "config.json")
+    return DTYPES.get(str(values.get("dtype") or values.get("torch_dtype")))
+
+
+def read_weights(directory: Path, spec: ModelSpec, family: Family) -> Iterator[tuple[str, Tensor]]:
+    """Yield our tensors by name, made from the published ones.
+
+    Raises CheckpointError naming every tensor that is missing or that nobody consumes.
+    """
+    with open_tensors(directory) as files:
+        published = _by_published_name(files, family, directory)
+        rules = list(family.weights(spec))
+        wanted = {name for rule in rules for name in rule.published}
+        missing = sorted(wanted - published.keys())
+        if missing:
+            raise CheckpointError(f"{directory}: {len(missing)} tensors are missing: {_listing(missing)}")
+        surplus = sorted(published.keys() - wanted)
+        if spec.head.tied and family.head_name in surplus:
+            embedding = next(rule for rule in rules if rule.ours == "embed.tokens.weight").published[0]
+            if not torch.equal(files.read(published[family.head_name]), files.read(published[embedding])):
+                raise CheckpointError(
+                    f"{directory}: config.json ties the head to the embedding, but {family.head_name!r} differs from "
+                    f"{embedding!r}; set tie_word_embeddings to false if the head is meant"
+                )
+            surplus.remove(family.head_name)
+        if surplus:
+            raise CheckpointError(f"{directory}: nobody consumes {len(surplus)} tensors: {_listing(surplus)}")
+        for rule in rules:
+            yield rule.ours, rule.read([files.read(published[name]) for name in rule.published])
+
+
+def _by_published_name(files: TensorFiles, family: Family, directory: Path) -> dict[str, str]:
+    """Map full published names to names in the files, which may lack the family's prefix and hold buffers."""
+    names = {n for n in files.names() if not any(re.search(pattern, n) for pattern in family.skipped)}
+    if any(name.startswith(family.prefix) for name in names):
+        return {name: name for name in names}
+    return {name if name == family.head_name else family.prefix + name: name for name in names}
+
+
+def _listing(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def write(model: Model, directory: Path, token_ids: dict[str, Any], max_shard_bytes: int) -> None:
+    """Write `config.json`, `generation_config.json` and the tensors under their published names into `directory`.
+
+    `token_ids` are the tokenizer's bos, eos and pad ids, as the config names them.
+    """
+    family = family_named(model.spec.family)
+    config = {"architectures": [family.architecture], "model_type": family.model_type, **family.write(model.spec)}
+    dtype = {v: k for k, v in DTYPES.items()}.get(model.dtype, "float32")
+    write_json(directory / "config.json", config | token_ids | {"dtype": dtype, "use_cache": True})
+    if token_ids:
+        write_json(directory / "generation_config.json", token_ids)
+    state = model.state_dict()
+
+    def published() -> Iterator[tuple[str, Tensor]]:
+        for rule in family.weights(model.spec):
+            yield from rule.write(state[rule.ours]).items()
+
+    write_tensors(published(), directory, max_shard_bytes)
