@@ -1,0 +1,23 @@
+"""Requests to tokens: state slots, scheduler, sampler, stop strings, streaming, scoring."""
+
+from etymon.engine.asynchronous import AsyncEngine
+from etymon.engine.engine import Engine, EngineConfig
+from etymon.engine.metrics import EngineMetrics, Histogram
+from etymon.engine.request import Choice, Completion, Event, Finish, Request, Sampling, Score, TokenLogprob, Usage
+
+__all__ = [
+    "AsyncEngine",
+    "Choice",
+    "Completion",
+    "Engine",
+    "EngineConfig",
+    "EngineMetrics",
+    "Event",
+    "Finish",
+    "Histogram",
+    "Request",
+    "Sampling",
+    "Score",
+    "TokenLogprob",
+    "Usage",
+]

@@ -1,0 +1,336 @@
+"""The engine: requests in, tokens out, one step at a time."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence as Ids
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from etymon.config import Config
+from etymon.engine.metrics import EngineMetrics
+from etymon.engine.request import Completion, Event, Finish, Request, Score, TokenLogprob
+from etymon.engine.sampler import Sampler
+from etymon.engine.scheduler import Scheduler, Work
+from etymon.engine.score import score
+from etymon.engine.sequence import Sequence
+from etymon.errors import ConfigError, RequestError
+from etymon.nn import Model, State
+
+if TYPE_CHECKING:
+    from etymon.text import Tokenizer
+
+log = logging.getLogger(__name__)
+
+
+class EngineConfig(Config):
+    """Limits of the engine. The memory of its state is `slots` x `context`, allocated once.
+
+    - `slots`: how many answers are generated at the same time.
+    - `context`: longest prompt plus answer, in tokens; None is the model's own context.
+    - `chunk`: how many prompt tokens are read between two steps of decoding; smaller streams more evenly.
+    - `waiting`: how many requests may wait for a slot before further ones are refused.
+    """
+
+    slots: int = Field(default=16, ge=1, le=4096)
+    context: int | None = Field(default=None, ge=2)
+    chunk: int = Field(default=512, ge=1)
+    waiting: int = Field(default=1024, ge=0)
+
+
+class Engine:
+    """Continuous batching over one model. Not thread-safe and without a thread: see `AsyncEngine`.
+
+    `tokenizer` may be None; then prompts are ids and answers have no text. Raises ConfigError if the state cannot fit.
+    """
+
+    def __init__(self, model: Model, tokenizer: Tokenizer | None, config: EngineConfig | None = None) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.config = config or EngineConfig()
+        self.context = self.config.context or model.spec.context
+        if self.context > model.spec.context:
+            raise ConfigError(f"engine.context={self.context} is beyond the model's context of {model.spec.context}.")
+        self.vocab = min(model.spec.vocab, tokenizer.vocab_size) if tokenizer is not None else model.spec.vocab
+        self.stop_ids: frozenset[int] = frozenset(tokenizer.stop_ids) if tokenizer is not None else frozenset()
+        self.metrics = EngineMetrics()
+        self._state = _allocate(model, self.config.slots, self.context)
+        self._scheduler = Scheduler(self.config.slots, self.config.chunk)
+        self._sampler = Sampler(self.vocab, self.stop_ids, model.device)
+        self._numbers = itertools.count()
+        self._events: list[Event] = []
+        self._view = (0, 0, self._state.rows(0, 0))
+
+    # -- the door --------------------------------------------------------------------------------------------------
+
+    def prepare(self, request: Request) -> Request:
+        """Return the request with its prompt as ids, checked against this model. Thread-safe.
+
+        Raises RequestError; a prompt that leaves no room in the context has the code "context_length_exceeded".
+        """
+        sampling = request.sampling
+        if isinstance(request.prompt, str):
+            if self.tokenizer is None:
+                raise RequestError("This model has no tokenizer: pass the prompt as token ids.", param="prompt")
+            prompt = self.tokenizer.encode(request.prompt)
+        else:
+            prompt = list(request.prompt)
+        if not prompt:
+            raise RequestError("The prompt is empty: it needs at least one token.", param="prompt")
+        if not all(type(token) is int for token in prompt):
+            raise RequestError("A prompt of ids must hold integers only.", param="prompt")
+        vocab = self.model.spec.vocab
+        if min(prompt) < 0 or max(prompt) >= vocab:
+            raise RequestError(f"The prompt has an id outside 0..{vocab - 1}.", param="prompt")
+        if len(prompt) >= self.context:
+            raise RequestError(
+                f"The prompt has {len(prompt)} tokens, but the context holds {self.context} for prompt and answer "
+                f"together: shorten the prompt to at most {self.context - 1} tokens.",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        if sampling.n > self.config.slots:
+            raise RequestError(f"n is {sampling.n}, but this engine has {self.config.slots} slots.", param="n")
+        if sampling.stop and self.tokenizer is None:
+            raise RequestError("This model has no tokenizer, so that there is no text to stop at.", param="stop")
+        if sampling.logit_bias and max(sampling.logit_bias) >= self.vocab:
+            raise RequestError(f"logit_bias names an id outside 0..{self.vocab - 1}.", param="logit_bias")
+        return Request(prompt, sampling)
+
+    def submit(self, request: Request) -> int:
+        """Queue a request and return its number. Raises RequestError if it is bad, or the queue is full."""
+        try:
+            request = self.prepare(request)
+            if len(self._scheduler.waiting) >= self.config.waiting + self._free:
+                raise RequestError(
+                    f"{len(self._scheduler.waiting)} requests are waiting already: try again later.",
+                    code="engine_overloaded",
+                )
+        except RequestError:
+            self.metrics.refused += 1
+            raise
+        return self._enqueue(request)
+
+    @property
+    def _free(self) -> int:
+        return self.config.slots - len(self._scheduler.rows)
+
+    def _enqueue(self, request: Request) -> int:
+        number = next(self._numbers)
+        self._scheduler.waiting.append(self._sequence(number, request, 0, request.sampling.n - 1))
+        self.metrics.requests += 1
+        self._count()
+        return number
+
+    def _sequence(self, number: int, request: Request, index: int, forks: int) -> Sequence:
+        return Sequence(
+            number,
+            request,
+            index=index,
+            forks=forks,
+            context=self.context,
+            text=self.tokenizer.stream() if self.tokenizer is not None else None,
+            stop_ids=self.stop_ids,
+        )
+
+    def cancel(self, number: int) -> None:
+        """End a request at once, wherever it stands; its choices end with "cancelled" in the next step's events."""
+        scheduler = self._scheduler
+        running = [sequence for sequence in scheduler.rows if sequence.request == number]
+        waiting = [sequence for sequence in scheduler.waiting if sequence.request == number]
+        for sequence in waiting:
+            scheduler.waiting.remove(sequence)
+        for sequence in running:
+            self._release(sequence)
+        for sequence in running + waiting:
+            self._end(sequence, "cancelled", self._events)
+        self._count()
+
+    # -- the loop --------------------------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._scheduler.rows or self._scheduler.waiting or self._events)
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """Advance every running sequence by a token and the next prompts by a chunk; return what came of it.
+
+        A fault in the work of some sequences ends these with "error" and no others.
+        """
+        events, self._events = self._events, []
+        ended: list[Sequence] = []
+        for work in self._scheduler.plan():
+            try:
+                self._advance(work, events, ended)
+            except Exception as error:
+                log.exception("a step failed")
+                numbers = {sequence.request for sequence in work.sequences}
+                for sequence in self._scheduler.rows:
+                    if sequence.request in numbers and sequence not in ended:
+                        self._end(sequence, "error", events, f"{type(error).__name__}: {error}")
+                        ended.append(sequence)
+        for sequence in ended:  # only now, because the work of a step names rows
+            self._release(sequence)
+        self.metrics.steps += 1
+        self._count()
+        return events
+
+    def _advance(self, work: Work, events: list[Event], ended: list[Sequence]) -> None:
+        """Feed the work's tokens to the model and take a token from every sequence that has no more to feed."""
+        hidden = self._feed(work)
+        if work.sequences[0].pending:  # a prompt that is read in chunks is alone in its work
+            return
+        ready = work.sequences
+        if any(sequence.forks for sequence in ready):
+            origins = [row for row, sequence in enumerate(ready) for _ in range(1 + sequence.forks)]
+            ready = [choice for sequence in ready for choice in self._fork(sequence)]
+            hidden = hidden[origins]
+        tokens, logprobs = self._sampler.sample(self.model.head(hidden), ready)
+        now = perf_counter()
+        for sequence, token, logprob in zip(ready, tokens, logprobs, strict=True):
+            if self._accept(sequence, token, logprob, events):
+                ended.append(sequence)
+            self._clock(sequence, now)
+
+    def _feed(self, work: Work) -> Tensor:
+        """Append the work's tokens to its rows of the state; return the hidden state after each row's last one."""
+        sequences, tokens = work.sequences, work.tokens
+        if tokens == 1:
+            ids = [[sequence.ids[sequence.held]] for sequence in sequences]
+        else:
+            parts = [sequence.ids[sequence.held : sequence.held + tokens] for sequence in sequences]
+            ids = [part + [0] * (tokens - len(part)) for part in parts]
+        state = self._rows(work.start, work.start + len(sequences))
+        inputs = torch.tensor(ids, device=self.model.device)
+        hidden = self.model(inputs, state=state, logits=False).last_hidden_state
+        if tokens == 1:
+            for sequence in sequences:
+                sequence.held += 1
+            return hidden[:, 0]
+        for sequence, part in zip(sequences, parts, strict=True):
+            sequence.held += len(part)
+            if len(part) < tokens:
+                self._state.truncate(sequence.row, sequence.held)
+        return hidden[torch.arange(len(parts)), [len(part) - 1 for part in parts]]
+
+    def _rows(self, start: int, stop: int) -> State:
+        """Return a view on the state, kept from step to step: it takes a slice of every tensor of every layer."""
+        if self._view[:2] != (start, stop):
+            self._view = (start, stop, self._state.rows(start, stop))
+        return self._view[2]
+
+    def _fork(self, origin: Sequence) -> list[Sequence]:
+        """Return a sequence whose prompt has just been read and its further choices, which take rows of their own."""
+        choices = [origin]
+        for index in range(1, origin.forks + 1):
+            choice = self._sequence(origin.request, origin.source, index, 0)
+            choice.created = origin.created
+            self._scheduler.fork(origin, choice)
+            self._state.copy_row(origin.row, choice.row)
+            choices.append(choice)
+        origin.forks = 0
+        return choices
+
+    def _accept(self, sequence: Sequence, token: int, logprob: TokenLogprob | None, events: list[Event]) -> bool:
+        """Give a token to its sequence; return whether that was its last."""
+        if token < 0:
+            self._end(sequence, "error", events, "the model's logits are not finite numbers")
+            return True
+        try:
+            text, finish = sequence.accept(token)
+        except Exception as error:
+            log.exception("request %d failed", sequence.request)
+            self._end(sequence, "error", events, f"{type(error).__name__}: {error}")
+            return True
+        logprobs = (logprob,) if logprob is not None else None
+        events.append(Event(sequence.request, sequence.index, text, (token,), logprobs, finish))
+        if finish is None:
+            return False
+        self.metrics.finished[finish] += 1
+        return True
+
+    def _clock(self, sequence: Sequence, now: float) -> None:
+        metrics = self.metrics
+        metrics.generated_tokens += 1
+        if sequence.generated > 1:
+            metrics.inter_token.observe(now - sequence.touched)
+        elif sequence.index == 0:
+            metrics.prompt_tokens += sequence.prompt_tokens
+            metrics.time_to_first_token.observe(now - sequence.created)
+        sequence.touched = now
+
+    def _end(self, sequence: Sequence, finish: Finish, events: list[Event], error: str | None = None) -> None:
+        """Announce the end of a sequence, and of the choices that were still to be made from it."""
+        for index in range(sequence.index, sequence.index + 1 + sequence.forks):
+            events.append(Event(sequence.request, index, "", (), None, finish, error))
+            self.metrics.finished[finish] += 1
+
+    def _release(self, sequence: Sequence) -> None:
+        """Free the sequence's row and close the hole."""
+        for source, target in self._scheduler.remove(sequence):
+            self._state.copy_row(source, target)
+        self._state.truncate(len(self._scheduler.rows), 0)
+        self.metrics.duration.observe(perf_counter() - sequence.created)
+
+    def _count(self) -> None:
+        self.metrics.running = len(self._scheduler.rows)
+        self.metrics.waiting = len(self._scheduler.waiting)
+
+    # -- whole jobs ------------------------------------------------------------------------------------------------
+
+    def generate(self, requests: Ids[Request]) -> list[Completion]:
+        """Run any number of requests to their ends, as many at a time as there are slots; answers come in order.
+
+        Raises RequestError before anything runs if one of them is bad; its message says which.
+        """
+        prepared = [self._numbered(number, request) for number, request in enumerate(requests)]
+        mine: dict[int, list[Event]] = {self._enqueue(request): [] for request in prepared}
+        left = sum(request.sampling.n for request in prepared)
+        others: list[Event] = []
+        try:
+            while left:
+                for event in self.step():
+                    if event.request in mine:
+                        mine[event.request].append(event)
+                        left -= event.finish is not None
+                    else:
+                        others.append(event)
+        finally:
+            if left:  # interrupted: leave nothing behind
+                for number in mine:
+                    self.cancel(number)
+            self._events = [event for event in others + self._events if event.request not in mine]
+        return [
+            Completion.collect(events, len(request.prompt))
+            for events, request in zip(mine.values(), prepared, strict=True)
+        ]
+
+    def _numbered(self, number: int, request: Request) -> Request:
+        try:
+            return self.prepare(request)
+        except RequestError as error:
+            raise RequestError(f"request {number}: {error}", param=error.param, code=error.code) from None
+
+    def score(self, sequences: Ids[Ids[int]], starts: Ids[int]) -> list[Score]:
+        """Return the log-likelihood of `ids[start:]` given `ids[:start]`; see `etymon.engine.score.score`."""
+        return score(self.model, sequences, starts)
+
+
+def _allocate(model: Model, slots: int, context: int) -> State:
+    state = model.new_state(slots, context)
+    if model.device.type == "cpu":  # its zeros take no memory before they are written
+        available = psutil.virtual_memory().available
+        if state.nbytes > available:
+            raise ConfigError(
+                f"engine: {slots} slots of {context} tokens need {state.nbytes / 1e9:.1f} GB for keys and values, but "
+                f"{available / 1e9:.1f} GB are free: lower engine.slots or engine.context."
+            )
+    return state

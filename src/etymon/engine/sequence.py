@@ -1,0 +1,83 @@
+"""One choice of a request on its way through the engine: its ids, and the text that they become."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Set
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from etymon.engine.request import Finish, Request
+from etymon.engine.stops import StopText
+
+if TYPE_CHECKING:
+    from etymon.engine.sampler import History
+    from etymon.text import StreamDecoder
+
+
+class Sequence:
+    """`ids` are the prompt and what was generated; the first `held` of them are in the model's state, in row `row`.
+
+    `forks` is how many further choices will be copied from it when its prompt has been read.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        request: Request,
+        *,
+        index: int,
+        forks: int,
+        context: int,
+        text: StreamDecoder | None,
+        stop_ids: Set[int],
+    ) -> None:
+        assert not isinstance(request.prompt, str), "a prompt is encoded at the door"
+        self.request = number
+        self.source = request
+        self.index = index
+        self.forks = forks
+        self.sampling = sampling = request.sampling
+        self.prompt_tokens = len(request.prompt)
+        self.ids = list(request.prompt)
+        self.held = 0
+        self.row = -1
+        self.limit = min(context, len(self.ids) + (sampling.max_tokens or context))
+        self.stop_ids = frozenset() if sampling.ignore_eos else stop_ids
+        # a stream of its own for every choice, that depends on nothing but the seed and the index
+        seed = None if sampling.seed is None else f"{sampling.seed}/{index}"
+        self.random = random.Random(seed)
+        self.created = self.touched = perf_counter()
+        self.text = text
+        self.stops = StopText(sampling.stop)
+        self.history: History | None = None  # the sampler's
+
+    @property
+    def pending(self) -> int:
+        """How many ids the state does not hold yet: 1 while decoding, more while the prompt is being read."""
+        return len(self.ids) - self.held
+
+    @property
+    def generated(self) -> int:
+        """How many ids the model has made."""
+        return len(self.ids) - self.prompt_tokens
+
+    def accept(self, token: int) -> tuple[str, Finish | None]:
+        """Append a generated id; return the text that is now certain, and whether it ended the sequence."""
+        self.ids.append(token)
+        if token in self.stop_ids:
+            return self._close(), "stop"
+        text = self.text.push(token) if self.text is not None else ""
+        if self.generated > self.sampling.min_tokens:
+            text = self.stops.push(text)
+            if self.stops.stopped:
+                return text, "stop"
+        if len(self.ids) >= self.limit:
+            text += self._close()
+            return text, "stop" if self.stops.stopped else "length"
+        return text, None
+
+    def _close(self) -> str:
+        """Return what was held back: bytes of a broken character, the beginning of a stop string that never came."""
+        text = self.stops.push(self.text.flush()) if self.text is not None else ""
+        return text if self.stops.stopped else text + self.stops.flush()
