@@ -11,12 +11,12 @@ from etymon.spec import LinearScaling, Llama3Scaling, Rope, RopeScaling, YarnSca
 
 def read_rope(reader: ConfigReader, *, dim: int, context: int) -> Rope:
     """Read base frequency and scaling. Raises ConfigError for kinds of scaling that are not supported."""
+    base = reader.take("rope_theta", float, 10000.0)
     parameters = reader.section("rope_parameters")
     if parameters is None:
-        base = reader.take("rope_theta", float, 10000.0)
         parameters = reader.section("rope_scaling")
     else:
-        base = parameters.take("rope_theta", float, None) or reader.take("rope_theta", float, 10000.0)
+        base = parameters.take("rope_theta", float, base)
         reader.expect("rope_scaling", None)
     if parameters is None:
         return Rope(dim=dim, base=base)

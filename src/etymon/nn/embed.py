@@ -21,20 +21,25 @@ class Embed(nn.Module):
     def forward(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, layout: Layout) -> Tensor:
         """Embed `input_ids` [batch, time], or take `inputs_embeds` [batch, time, dim] in their place.
 
-        Raises DataError when a position lies beyond the learned table.
+        Raises DataError when an id or a position lies beyond its table (on a GPU the device's own assertion does).
         """
-        x = self.tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        if inputs_embeds is None:
+            assert input_ids is not None
+            x = _look_up(self.tokens, input_ids, "id {} is not in the vocabulary of {}")
+        else:
+            x = inputs_embeds
         if self.scale != 1.0:
             x = x * self.scale
         if self.positions is not None:
-            # the highest possible position is known without looking at the tensor unless positions were given
-            if layout.keys > self.positions.num_embeddings and int(layout.positions.max()) >= len(
-                self.positions.weight
-            ):
-                raise DataError(
-                    f"position {int(layout.positions.max())} lies beyond the model's "
-                    f"{self.positions.num_embeddings} learned positions; shorten the input"
-                )
             positions = layout.positions[:1] if layout.positions.stride(0) == 0 else layout.positions
-            x = x + self.positions(positions)
+            x = x + _look_up(self.positions, positions, "position {} lies beyond the {} learned positions")
         return x
+
+
+def _look_up(table: nn.Embedding, index: Tensor, message: str) -> Tensor:
+    try:
+        return table(index)
+    except IndexError:
+        rows = table.num_embeddings
+        wrong = index[(index < 0) | (index >= rows)][0]
+        raise DataError(message.format(int(wrong), rows)) from None

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from etymon import spec
-from etymon.errors import ConfigError, DataError
+from etymon.errors import DataError
 from etymon.nn.position import rotary_table
 from etymon.nn.state import State
 
@@ -41,10 +41,10 @@ class Layout:
         first: int | Tensor = 0
         if state is not None:
             if documents is not None:
-                raise ConfigError("documents (packing) cannot be combined with a state: pack in training, not decoding")
+                raise DataError("documents (packing) cannot be combined with a state: pack in training, not decoding")
             lengths = state.lengths
             if lengths.shape[0] != self.batch:
-                raise ConfigError(f"input has {self.batch} rows but the state has {lengths.shape[0]}")
+                raise DataError(f"input has {self.batch} rows but the state has {lengths.shape[0]}")
             held = lengths.tolist()
             longest = max(held)
             self.keys = longest + self.time
