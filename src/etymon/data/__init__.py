@@ -1,0 +1,53 @@
+"""From documents and conversations to batches: readers, normalisation, dedup, token shards, loaders, built-in data."""
+
+from etymon.data.batch import IGNORED, Batch, Loader
+from etymon.data.builtin import Function, functions
+from etymon.data.conversation import Conversation, sample, write_conversations
+from etymon.data.conversations import ConversationFiles, ConversationSource, read_conversations
+from etymon.data.documents import Document, Split, held_out, normalise
+from etymon.data.loader import PretrainLoader
+from etymon.data.packing import ConversationLoader, PackingReport
+from etymon.data.permutation import Permutation
+from etymon.data.prepare import DocumentsConfig, DocumentSet, prepare_documents
+from etymon.data.questions import BuiltinConversations, builtin_conversations
+from etymon.data.rows import Counts
+from etymon.data.shards import TokenShards, write_shards
+from etymon.data.sources import BuiltinSource, FilesSource, Source, read_documents
+from etymon.data.tasks import Difficulty, Problem, problems
+
+__all__ = [
+    "IGNORED",
+    "Batch",
+    "BuiltinConversations",
+    "BuiltinSource",
+    "Conversation",
+    "ConversationFiles",
+    "ConversationLoader",
+    "ConversationSource",
+    "Counts",
+    "Difficulty",
+    "Document",
+    "DocumentSet",
+    "DocumentsConfig",
+    "FilesSource",
+    "Function",
+    "Loader",
+    "PackingReport",
+    "Permutation",
+    "PretrainLoader",
+    "Problem",
+    "Source",
+    "Split",
+    "TokenShards",
+    "builtin_conversations",
+    "functions",
+    "held_out",
+    "normalise",
+    "prepare_documents",
+    "problems",
+    "read_conversations",
+    "read_documents",
+    "sample",
+    "write_conversations",
+    "write_shards",
+]
