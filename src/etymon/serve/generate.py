@@ -1,0 +1,258 @@
+"""From a request's body to engine requests, and from engine events to OpenAI's answers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from etymon.engine import AsyncEngine, Engine, Event, Request, Sampling
+from etymon.errors import RenderError, RequestError, TokenizerError
+from etymon.serve.config import ServeConfig
+from etymon.serve.openai import (
+    ApiError,
+    ChatReply,
+    ChatRequest,
+    CompletionReply,
+    CompletionRequest,
+    Reply,
+    TokenEntry,
+    messages,
+    parse,
+    usage,
+)
+from etymon.serve.stream import merge, sse
+from etymon.text import Renderer, Tokenizer
+
+_log = logging.getLogger("etymon.serve")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What one HTTP request asks of the engine: one engine request per prompt, all sampled alike."""
+
+    request: ChatRequest | CompletionRequest
+    prompts: list[list[int]]
+    sampling: Sampling
+    echo: list[str] = field(default_factory=list)
+    """The prompts' texts, where the answer shall begin with them."""
+
+    @property
+    def choices(self) -> int:
+        """How many choices the answer has."""
+        return len(self.prompts) * self.request.n
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of all prompts; a prompt counts once however many choices it has."""
+        return sum(map(len, self.prompts))
+
+    def reply(self, fingerprint: str) -> Reply:
+        """Return the envelope of this job's answer."""
+        kind = ChatReply if isinstance(self.request, ChatRequest) else CompletionReply
+        return kind(self.request.model, fingerprint)
+
+
+def read_job(
+    kind: type[ChatRequest] | type[CompletionRequest],
+    body: bytes,
+    engine: Engine,
+    tokenizer: Tokenizer,
+    renderer: Renderer | None,
+    config: ServeConfig,
+) -> Job:
+    """Parse, render, tokenise and check a request's body. It takes as long as its text is: call it off the event loop.
+
+    Raises `ApiError`.
+    """
+    job = _read(kind, body, tokenizer, renderer, config)
+    try:
+        for prompt in job.prompts:
+            engine.prepare(Request(prompt, job.sampling))
+    except RequestError as error:
+        messages_or_prompt = "messages" if isinstance(job.request, ChatRequest) else "prompt"
+        raise refused(error, messages_or_prompt if error.param == "prompt" else error.param) from None
+    return job
+
+
+def _read(
+    kind: type[ChatRequest] | type[CompletionRequest],
+    body: bytes,
+    tokenizer: Tokenizer,
+    renderer: Renderer | None,
+    config: ServeConfig,
+) -> Job:
+    request = parse(kind, body)
+    if request.model != config.model_name:
+        raise unknown_model(request.model, config)
+    at_most("n", request.n, config.max_n)
+    sampling = _sampling(request, config)
+    if isinstance(request, ChatRequest):
+        at_most("messages", len(request.messages), config.max_messages, "messages")
+        return Job(request, [_render(request, renderer)], sampling)
+    prompts = request.prompts
+    at_most("prompt", len(prompts), config.max_prompts, "prompts")
+    texts = [p for p in prompts if isinstance(p, str)]
+    try:
+        ids = tokenizer.encode_batch(texts) if texts else prompts
+        echo = (texts or [tokenizer.decode(p, skip_special=False) for p in ids]) if request.echo else []
+    except TokenizerError as error:
+        raise ApiError(str(error), param="prompt") from None
+    if request.echo and request.logprobs is not None:
+        raise ApiError("'echo' with 'logprobs' is not supported by this service.", param="echo", code="unsupported")
+    return Job(request, ids, sampling, echo)
+
+
+def _render(request: ChatRequest, renderer: Renderer | None) -> list[int]:
+    if renderer is None:
+        raise ApiError(
+            "This model has no chat template; use /v1/completions.", param="messages", code="chat_not_supported"
+        )
+    try:
+        return renderer.render(messages(request), add_generation_prompt=True).ids
+    except (RenderError, TokenizerError) as error:
+        raise ApiError(str(error), param="messages") from None
+
+
+def _sampling(request: ChatRequest | CompletionRequest, config: ServeConfig) -> Sampling:
+    if isinstance(request, ChatRequest):
+        limit, max_tokens = request.limit
+        max_tokens = max_tokens or config.default_max_tokens if max_tokens is None else max_tokens
+        logprobs_field, logprobs = "top_logprobs", (request.top_logprobs or 0) if request.logprobs else None
+    else:
+        limit, max_tokens, logprobs_field, logprobs = "max_tokens", request.max_tokens, "logprobs", request.logprobs
+    try:
+        return Sampling(
+            temperature=request.temperature,
+            top_k=0 if request.top_k == -1 else request.top_k,  # other servers write "off" as -1
+            top_p=request.top_p,
+            min_p=request.min_p,
+            repetition_penalty=request.repetition_penalty,
+            presence_penalty=request.presence_penalty,
+            frequency_penalty=request.frequency_penalty,
+            seed=request.seed,
+            max_tokens=max_tokens,
+            min_tokens=request.min_tokens,
+            stop=tuple(request.stop),
+            ignore_eos=request.ignore_eos,
+            logprobs=logprobs,
+            n=request.n,
+            logit_bias={int(key): bias for key, bias in request.logit_bias.items()},
+        )
+    except RequestError as error:
+        renamed = {"max_tokens": limit, "logprobs": logprobs_field}
+        raise refused(error, renamed.get(error.param or "", error.param)) from None
+
+
+_BUSY = ("engine_overloaded", "engine_stopped")
+
+
+def refused(error: RequestError, param: str | None = None) -> ApiError:
+    """Return the engine's refusal as an answer."""
+    if isinstance(error, ApiError):
+        return error
+    if error.code in _BUSY:
+        retry = {"Retry-After": "1"}
+        return ApiError(str(error), status=503, type="server_error", code=error.code, headers=retry)
+    return ApiError(str(error), param=param or error.param, code=error.code or "invalid_value")
+
+
+def unknown_model(name: str, config: ServeConfig) -> ApiError:
+    """Return the answer to a request for a model that is not here."""
+    return ApiError(
+        f"The model {name[:200]!r} does not exist; this service has {config.model_name!r}.",
+        status=404,
+        param="model",
+        code="model_not_found",
+    )
+
+
+def at_most(param: str, value: int, limit: int, what: str = "") -> None:
+    """Raise `ApiError` where a request asks for more than the service gives."""
+    if value > limit:
+        what = f" {what}" if what else ""
+        raise ApiError(f"{param}: at most {limit}{what} are allowed (got {value}).", param=param, code="invalid_value")
+
+
+async def events(job: Job, engine: AsyncEngine) -> AsyncGenerator[tuple[int, Event], None]:
+    """Run `job`; yield `(choice, event)` as they come. Closing this cancels what still runs.
+
+    Raises `ApiError` where the engine refuses or fails.
+    """
+    try:
+        streams = [engine.stream(Request(prompt, job.sampling)) for prompt in job.prompts]
+        async with aclosing(merge(streams)) as merged:
+            async for which, event in merged:
+                if event.finish == "error":
+                    raise ApiError(event.error or "The engine failed.", status=500, type="server_error")
+                if event.finish == "cancelled":
+                    raise ApiError(
+                        "The service is shutting down.", status=503, type="server_error", code="shutting_down"
+                    )
+                yield which * job.request.n + event.index, event
+    except RequestError as error:
+        raise refused(error) from None
+    except Exception:
+        _log.exception("the engine failed")
+        raise ApiError("The engine failed; its log has the details.", status=500, type="server_error") from None
+
+
+async def whole(job: Job, flow: AsyncIterator[tuple[int, Event]], reply: Reply, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the answer in one piece."""
+    texts = _openings(job, reply)
+    logprobs: list[list[TokenEntry]] = [[] for _ in texts]
+    finishes = [""] * len(texts)
+    tokens = 0
+    async for choice, event in flow:
+        texts[choice] += event.text
+        logprobs[choice] += _entries(event, tokenizer) or []
+        finishes[choice] = event.finish or ""
+        tokens += len(event.ids)
+    seen = job.sampling.logprobs is not None
+    choices = [reply.choice(i, text, logprobs[i] if seen else None, finishes[i]) for i, text in enumerate(texts)]
+    return reply.body(choices, usage(job.prompt_tokens, tokens))
+
+
+async def chunks(
+    job: Job, flow: AsyncIterator[tuple[int, Event]], reply: Reply, tokenizer: Tokenizer
+) -> AsyncGenerator[bytes, None]:
+    """Yield the answer as server-sent events; a failure on the way becomes an event with OpenAI's error object."""
+    # With include_usage every chunk has the field, and the last one its value.
+    extra = {"usage": None} if job.request.include_usage else {}
+    tokens = 0
+    for i, text in enumerate(_openings(job, reply)):
+        for choice in reply.opening(i, text):
+            yield sse(reply.chunk([choice]) | extra)
+    try:
+        async for i, event in flow:
+            tokens += len(event.ids)
+            for choice in reply.delta(i, event.text, _entries(event, tokenizer), event.finish):
+                yield sse(reply.chunk([choice]) | extra)
+    except ApiError as error:
+        yield sse(error.body())
+        return
+    if job.request.include_usage:
+        yield sse(reply.chunk([]) | {"usage": usage(job.prompt_tokens, tokens)})
+    yield b"data: [DONE]\n\n"
+
+
+def _openings(job: Job, reply: Reply) -> list[str]:
+    """Return what each choice's text starts with: nothing, or its echoed prompt."""
+    if not job.echo:
+        return [""] * job.choices
+    return [job.echo[i // job.request.n] for i in range(job.choices)]
+
+
+def _entries(event: Event, tokenizer: Tokenizer) -> list[TokenEntry] | None:
+    if event.logprobs is None:
+        return None
+    return [
+        TokenEntry(
+            tokenizer.token_bytes(token.id),
+            token.logprob,
+            [(tokenizer.token_bytes(id), logprob) for id, logprob in token.top],
+        )
+        for token in event.logprobs
+    ]
