@@ -8,6 +8,7 @@ from pathlib import Path
 from etymon.errors import CheckpointError
 from etymon.files import write_json
 from etymon.nn import Model
+from etymon.quant.int8 import apply_int8, is_quantized
 
 FILE = "quantization.json"
 
@@ -24,16 +25,12 @@ def quantization_of(thing: Model | Path) -> str | None:
         if kind != "int8":
             raise CheckpointError(f"{thing / FILE}: unknown kind {kind!r}; known: int8")
         return str(kind)
-    from etymon.quant.int8 import is_quantized
-
     return "int8" if is_quantized(thing) else None
 
 
 def prepare_quantized(model: Model, kind: str) -> None:
     """Swap the modules of a model (built on any device, "meta" too) so that it takes a quantised state dict."""
     assert kind == "int8"
-    from etymon.quant.int8 import apply_int8
-
     apply_int8(model)
 
 
