@@ -1,0 +1,9 @@
+"""Tokenizers, and the one renderer from a conversation to ids, trained-mask and sources."""
+
+from __future__ import annotations
+
+from etymon.text.bpe import TrainedOn
+from etymon.text.stream import StreamDecoder
+from etymon.text.tokenizer import DEFAULT_SPECIAL, DEFAULT_TEMPLATE, Compression, Tokenizer
+
+__all__ = ["DEFAULT_SPECIAL", "DEFAULT_TEMPLATE", "Compression", "StreamDecoder", "Tokenizer", "TrainedOn"]
