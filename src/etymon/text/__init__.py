@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from etymon.text.bpe import TrainedOn
+from etymon.text.render import ROLES, Message, Rendered, Renderer, TrainOn
 from etymon.text.stream import StreamDecoder
 from etymon.text.tokenizer import DEFAULT_SPECIAL, DEFAULT_TEMPLATE, Compression, Tokenizer
 
-__all__ = ["DEFAULT_SPECIAL", "DEFAULT_TEMPLATE", "Compression", "StreamDecoder", "Tokenizer", "TrainedOn"]
+__all__ = [
+    "DEFAULT_SPECIAL",
+    "DEFAULT_TEMPLATE",
+    "ROLES",
+    "Compression",
+    "Message",
+    "Rendered",
+    "Renderer",
+    "StreamDecoder",
+    "Tokenizer",
+    "TrainOn",
+    "TrainedOn",
+]

@@ -33,7 +33,9 @@ PATTERN = (
     r"|\s+(?!\S)"
     r"|\s"
 )
-_LONGEST_TOKEN = 32  # bytes: ten Chinese characters, eight levels of indentation; keeps rulers like ===== from piling up
+_LONGEST_TOKEN = (
+    32  # bytes: ten Chinese characters, eight levels of indentation; keeps rulers like ===== from piling up
+)
 _PIECE = 1 << 16  # characters: long documents are sampled and fed in pieces of about this size
 
 Progress = Callable[[Literal["read", "count", "merge"], int, int], None]
@@ -109,7 +111,7 @@ def train_bpe(
     progress: Progress | None,
     max_bytes: int,
 ) -> tuple[dict[str, Any], TrainedOn]:
-    """Return the content of `tokenizer.json` and what it was made from. Raises TokenizerError; see `Tokenizer.train`."""
+    """Return the content of `tokenizer.json` and what it was made from; `Tokenizer.train` says the rest."""
     least = 256 + len(special_tokens)
     if vocab_size < least:
         raise TokenizerError(

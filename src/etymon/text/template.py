@@ -209,7 +209,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         self.charge(1 + grown)
         return super().call_binop(context, operator, left, right)
 
-    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805
+    def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         owner = getattr(__obj, "__self__", None)
         name = getattr(__obj, "__name__", "")
         if isinstance(owner, str):
@@ -226,7 +226,8 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 def _metered(tree: nodes.Template) -> nodes.Template:
     """Make every loop turn, concatenation and filter of a parsed template pay from the budget."""
-    for loop in tree.find_all((nodes.For, nodes.Macro)):
+    loops: list[nodes.For | nodes.Macro] = [*tree.find_all(nodes.For), *tree.find_all(nodes.Macro)]
+    for loop in loops:
         written = sum(len(data.data) for data in loop.find_all(nodes.TemplateData))
         turn = nodes.Call(nodes.EnvironmentAttribute("charge"), [nodes.Const(1 + written)], [], None, None)
         loop.body.insert(0, nodes.ExprStmt(turn).set_lineno(loop.lineno))
@@ -234,7 +235,7 @@ def _metered(tree: nodes.Template) -> nodes.Template:
 
 
 class _Meter(jinja2.visitor.NodeTransformer):
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:  # noqa: N802
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return nodes.Call(nodes.EnvironmentAttribute("joined"), node.nodes, [], None, None).set_lineno(node.lineno)
 
@@ -310,9 +311,9 @@ def _looked_for(tree: nodes.Template) -> frozenset[str]:
         texts = (const for const in node.find_all(nodes.Const) if id(const) not in keys)
         found |= {const.value for const in texts if isinstance(const.value, str)}
     # Constants that reach a test through a variable are caught by following plain assignments.
-    for node in tree.find_all(nodes.Assign):
-        if isinstance(node.node, nodes.Const) and isinstance(node.node.value, str):
-            found.add(node.node.value)
+    for assign in tree.find_all(nodes.Assign):
+        if isinstance(assign.node, nodes.Const) and isinstance(assign.node.value, str):
+            found.add(assign.node.value)
     return frozenset(text for text in found if text)
 
 

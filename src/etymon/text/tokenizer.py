@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from etymon.errors import RenderError, TokenizerError
@@ -51,6 +52,7 @@ class Compression:
 
     @property
     def bytes_per_token(self) -> float:
+        """Bytes of UTF-8 that one token stands for, on average."""
         return self.bytes / self.tokens if self.tokens else 0.0
 
 
@@ -116,7 +118,9 @@ class Tokenizer:
         path = Path(path)
         directory, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
         if not file.is_file():
-            raise TokenizerError(f"No tokenizer at {path}: expected a directory that holds tokenizer.json, or that file.")
+            raise TokenizerError(
+                f"No tokenizer at {path}: expected a directory that holds tokenizer.json, or that file."
+            )
         data = _read_json(file)
         if not isinstance(data.get("model"), dict):
             raise TokenizerError(f"{file} has no 'model': it is not a tokenizer.json of the tokenizers library.")
@@ -156,9 +160,7 @@ class Tokenizer:
         templates = {name: text for name, text in self._templates.items() if name != "default"}
         if template is not None:
             templates["default"] = template
-        return Tokenizer(
-            self._data, self._settings, templates=templates, ends=self._ends, trained_on=self.trained_on
-        )
+        return Tokenizer(self._data, self._settings, templates=templates, ends=self._ends, trained_on=self.trained_on)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuilt, (self._data, self._settings, self._templates, self._ends, self.trained_on)
@@ -186,7 +188,10 @@ class Tokenizer:
         backend.no_truncation()
         self._backend = backend
         original = {secret: text for text, secret in self._secret.items()}
+        self._cut = f"[{salt}:cut]"
         vocabulary = {original.get(name, name): id for name, id in backend.get_vocab().items()}
+        backend.add_special_tokens([AddedToken(self._cut, special=True, normalized=False)])
+        self._cut_id = backend.token_to_id(self._cut)
         self.special = {text: vocabulary[text] for text in special}
         self.markup = {text: vocabulary[text] for text in markup}
         self._added = {vocabulary[text]: text for text in added}
@@ -211,6 +216,7 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str | None:
+        """The Jinja source of the default chat template, None where there is none."""
         return self._templates.get("default")
 
     @cached_property
@@ -238,7 +244,9 @@ class Tokenizer:
         """The special token that `template` writes behind the last assistant message, found by rendering one."""
         messages = [{"role": "user", "content": "0"}, {"role": "assistant", "content": "zqz"}]
         try:
-            text = compiled(template).render({"messages": messages, "add_generation_prompt": False} | self.template_variables)
+            text = compiled(template).render(
+                {"messages": messages, "add_generation_prompt": False} | self.template_variables
+            )
         except RenderError:
             return None
         follows = text.rpartition("zqz")[2].lstrip()
@@ -258,14 +266,15 @@ class Tokenizer:
             _check_text(text)
         return [found.ids for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def encode_template(self, text: str, control: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
+    def encode_spans(self, text: str, control: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
         """Ids and the first character of each, where the spans `control` (start, end) of `text` are control tokens.
 
-        Everything else is ordinary text, and all of it is tokenised as one text. For `Renderer`.
+        Everything else is ordinary text, and all of it is tokenised as one text. An empty span is a place that no
+        token may lie across. For `Renderer`.
         """
         parts, moved, at, shift = [], [], 0, 0
         for start, end in control:
-            name = self._secret[text[start:end]]
+            name = self._secret[text[start:end]] if start < end else self._cut
             parts += [text[at:start], name]
             moved.append((start + shift, start))
             shift += len(name) - (end - start)
@@ -275,13 +284,15 @@ class Tokenizer:
         whole = "".join(parts)
         _check_text(whole)
         found = self._backend.encode(whole, add_special_tokens=False)
-        starts, k, base, origin = [], 0, 0, 0
-        for start, _ in found.offsets:
+        ids, starts, k, base, origin = [], [], 0, 0, 0
+        for id, (start, _) in zip(found.ids, found.offsets, strict=True):
             while k < len(moved) and moved[k][0] <= start:
                 base, origin = moved[k]
                 k += 1
-            starts.append(start - base + origin)
-        return found.ids, starts
+            if id != self._cut_id:
+                ids.append(id)
+                starts.append(start - base + origin)
+        return ids, starts
 
     @cached_property
     def _pieces(self) -> Pieces:
@@ -371,7 +382,9 @@ def _read_json(file: Path, default: dict[str, Any] | None = None) -> dict[str, A
             raise
         return default
     except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{file} is not valid JSON ({error}): it is corrupted or incomplete; copy it again.") from error
+        raise TokenizerError(
+            f"{file} is not valid JSON ({error}): it is corrupted or incomplete; copy it again."
+        ) from error
     if not isinstance(value, dict):
         raise TokenizerError(f"{file} must hold a JSON object, not {type(value).__name__}.")
     return value
@@ -393,7 +406,8 @@ def _read_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, s
             ) from None
     elif given is not None:
         raise TokenizerError(
-            f"{directory / 'tokenizer_config.json'}: chat_template must be a string or a list, not {type(given).__name__}."
+            f"{directory / 'tokenizer_config.json'}: chat_template must be a string or a list, "
+            f"not {type(given).__name__}."
         )
     files = {file.stem: file for file in sorted((directory / "chat_templates").glob("*.jinja"))}
     if (directory / "chat_template.jinja").is_file():
