@@ -78,7 +78,7 @@ class _Service:
     @asynccontextmanager
     async def life(self, app: FastAPI) -> AsyncIterator[None]:
         """Start the engine with the service and stop it after the last answer."""
-        self.engine.start()
+        await self.engine.start()
         try:
             yield
         finally:
