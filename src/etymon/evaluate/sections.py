@@ -1,0 +1,486 @@
+"""The sections of a report: each turns a record into what the templates show, or None where nothing is known."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from etymon.evaluate import plots, wording
+from etymon.evaluate.comparison import compare_items
+from etymon.evaluate.plots import Bar, Line
+from etymon.evaluate.record import (
+    BASE,
+    HELD_OUT,
+    MEMORISED,
+    SMALL,
+    SPLIT_TITLES,
+    TUNED,
+    Record,
+    Stage,
+    kind_of,
+    split_of,
+)
+
+View = dict[str, Any]
+
+_SERIES = {"untrained": 3, BASE: 3, TUNED: 0, SMALL: 2}  # the colour of each model, in figures and tables
+_KEPT = ("read", "kept")  # beside these two, the data room's counts are reasons for leaving documents out
+
+
+# ---------------------------------------------------------------------------------------------- what it learned
+
+
+def loss(stage: Stage) -> View:
+    """Return the loss curves of one stage."""
+    steps, train = stage.column("loss")
+    held_steps, held = stage.column("held_out_loss")
+    lines = [Line("train", steps, train, 0, noisy=True), Line("held out", held_steps, held, 1)]
+    figure = plots.curves(lines, x="step", y="loss, nats per token", size=(5.4, 2.9))
+    said = []
+    if train:
+        said.append(f"train {train[0]:.3f} → {train[-1]:.3f}")
+    if held:
+        said.append(f"held out {held[0]:.3f} → {held[-1]:.3f}")
+    return {
+        "title": stage.title,
+        "figure": figure,
+        "legend": [(line.series, line.label) for line in lines if len(line.xs)],
+        "said": ", ".join(said),
+        "spark": _spark(train),
+    }
+
+
+def _spark(values: Sequence[float], width: int = 40) -> str:
+    """Return a curve as a line of text, for the Markdown report."""
+    _, means = plots.thin(values, values, width)
+    if not means:
+        return ""
+    low, high = min(means), max(means)
+    blocks = "▁▂▃▄▅▆▇█"
+    return "".join(blocks[round((value - low) / ((high - low) or 1.0) * (len(blocks) - 1))] for value in means)
+
+
+def bits(record: Record) -> View | None:
+    """Return bits per byte of every model, whole and by source."""
+    if not record.bits:
+        return None
+    sources = list(dict.fromkeys(source for entry in record.bits for source in entry.get("sources", {})))
+    most = max(entry["bits_per_byte"] for entry in record.bits)
+    first = record.bits[0]
+
+    def cell(score: Mapping[str, Any] | None) -> View | None:
+        if score is None:
+            return None
+        error = score.get("standard_error")
+        return {
+            "value": f"{score['bits_per_byte']:.3f}",
+            "error": f"± {1.96 * error:.3f}" if error else "",
+            "width": 92 * score["bits_per_byte"] / most if most else 0,
+        }
+
+    return {
+        "models": [_model(entry["model"]) for entry in record.bits],
+        "rows": [{"label": "all documents", "cells": [cell(entry) for entry in record.bits], "strong": True}]
+        + [
+            {"label": source, "cells": [cell(entry.get("sources", {}).get(source)) for entry in record.bits]}
+            for source in (sources if len(sources) > 1 else [])
+        ],
+        "perplexities": [f"{entry['model']} {wording.number(entry['perplexity'])}" for entry in record.bits],
+        "documents": wording.count(first["documents"]),
+        "bytes": wording.size(first["bytes"]),
+        "tokens": wording.count(first["tokens"]),
+        "context": first["context"],
+        "stride": first["stride"],
+        "first_token": "follows BOS" if first["first_token"] != "uniform" else "costs a uniform guess",
+        "end_counted": first["end_of_document_counted"],
+    }
+
+
+# ---------------------------------------------------------------------------------------------- what it can do
+
+
+def tasks(record: Record) -> View | None:
+    """Return accuracy by kind and split for every model, the changes between models, and some answers."""
+    results = record.tasks
+    if not results:
+        return None
+    kinds = list(dict.fromkeys(cell["kind"] for result in results for cell in result["kinds"]))
+    splits = [split for split in (MEMORISED, HELD_OUT) if any(split_of(result, split) for result in results)]
+    return {
+        "models": [_model(result["model"]) for result in results],
+        "splits": [SPLIT_TITLES[split] for split in splits],
+        "figures": [_accuracy_figure(results, kinds, split) for split in splits],
+        "rows": [
+            {"label": "all", "cells": [_accuracy(split_of(r, s)) for s in splits for r in results], "strong": True},
+            *(
+                {
+                    "label": kind.replace("_", " "),
+                    "cells": [_accuracy(kind_of(r, s, kind)) for s in splits for r in results],
+                }
+                for kind in kinds
+            ),
+        ],
+        "check": results[-1].get("check", ""),
+        "unfinished": [(r["model"], r["unfinished"]) for r in results if r.get("unfinished")],
+        "comparisons": _comparisons(record),
+        "answers": _answers(record),
+    }
+
+
+def _accuracy_figure(results: Sequence[Mapping[str, Any]], kinds: Sequence[str], split: str) -> View:
+    shown = [result for result in results if result["model"] != SMALL] or list(results)
+    groups = []
+    for place, kind in enumerate(kinds, 1):
+        cells = [(result["model"], kind_of(result, split, kind)) for result in shown[-2:]]
+        entries = [
+            Bar(cell["accuracy"], tuple(cell["interval"]), _series(model), f"{cell['correct']} of {cell['count']}")
+            for model, cell in cells
+            if cell
+        ]
+        if entries:
+            groups.append((plots.plain(kind.replace("_", " "), place, "kind"), entries))
+    return {
+        "title": SPLIT_TITLES[split].capitalize(),
+        "figure": plots.bars(groups),
+        "legend": [(_series(result["model"]), result["model"]) for result in shown[-2:]],
+    }
+
+
+def _comparisons(record: Record) -> list[View]:
+    """Compare each model with the one before it in the life of the run."""
+    models = [result["model"] for result in record.tasks if record.items.get(result["model"])]
+    rows = []
+    for before, after in itertools.pairwise(models):
+        comparison = compare_items(before, record.items[before], after, record.items[after])
+        for change in comparison.changes:
+            low, high = change.interval
+            rows.append(
+                {
+                    "models": f"{before} → {after}",
+                    "split": SPLIT_TITLES.get(change.split, change.split),
+                    "change": wording.points(change.change),
+                    "interval": f"{wording.points(low)} to {wording.points(high)}",
+                    "gained": change.only_after,
+                    "lost": change.only_before,
+                    "count": change.count,
+                    "p_value": wording.p_value(change.p_value),
+                }
+            )
+    return rows
+
+
+def _answers(record: Record, each: int = 5) -> View | None:
+    """Return some held-out answers, right and wrong, one of each kind before a second of any."""
+    model = next((name for name in (TUNED, *reversed(list(record.items))) if record.items.get(name)), None)
+    if model is None:
+        return None
+    held = [row for row in record.items[model] if row.get("split") == HELD_OUT]
+    if not held:
+        return None
+    picked = [row for right in (True, False) for row in _spread([r for r in held if bool(r["correct"]) is right], each)]
+    rows = [
+        {
+            "kind": row["kind"].replace("_", " "),
+            "question": row["messages"][-1]["content"] if row.get("messages") else "",
+            "expected": row["expected"],
+            "output": row["output"],
+            "correct": row["correct"],
+        }
+        for row in picked
+    ]
+    return {"model": model, "rows": rows}
+
+
+def _spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Pick `count` rows, going round the kinds."""
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_kind.setdefault(row["kind"], []).append(row)
+    depth = max((len(group) for group in by_kind.values()), default=0)
+    return [group[i] for i in range(depth) for group in by_kind.values() if i < len(group)][:count]
+
+
+def samples(record: Record) -> View | None:
+    """Return what every model wrote to every prompt, side by side."""
+    if not record.samples:
+        return None
+    prompts: dict[str, View] = {}
+    for place, result in enumerate(record.samples):
+        for sample in result["samples"]:
+            key = json.dumps(sample["prompt"], ensure_ascii=False, sort_keys=True)
+            row = prompts.setdefault(key, {"prompt": _turns(sample["prompt"]), "cells": [None] * len(record.samples)})
+            row["cells"][place] = {"greedy": _written(sample["greedy"]), "sampled": _written(sample["sampled"])}
+    last = record.samples[-1]
+    return {
+        "models": [_model(result["model"]) for result in record.samples],
+        "rows": list(prompts.values()),
+        "settings": f"temperature {last['temperature']:g}, top-p {last['top_p']:g}, seed {last['seed']}",
+    }
+
+
+def _turns(prompt: Any) -> list[tuple[str, str]]:
+    """Return a prompt as (role, text) pairs; a text to continue has no role."""
+    if isinstance(prompt, str):
+        return [("", prompt)]
+    return [(str(message.get("role", "")), str(message.get("content", ""))) for message in prompt]
+
+
+def _written(written: Mapping[str, Any]) -> View:
+    return {"text": written["text"], "cut": written.get("finish") == "length"}
+
+
+# ---------------------------------------------------------------------------------------------- how it was made
+
+
+def training(record: Record) -> View | None:
+    """Return a table of the stages, and the learning rate, speed, utilisation and gradient norm of each."""
+    stages = [stage for stage in record.stages if stage.rows]
+    if not stages:
+        return None
+    rows: list[tuple[str, list[str]]] = [
+        ("steps", [wording.count(stage.rows[-1]["step"]) for stage in stages]),
+        ("tokens", [wording.count(stage.total("tokens")) for stage in stages]),
+        ("time", [wording.duration(stage.total("seconds")) for stage in stages]),
+        ("tokens/s, median", [_median(stage, "tokens_per_second", wording.count) for stage in stages]),
+        ("model FLOPs utilisation, median", [_median(stage, "mfu", wording.percent) for stage in stages]),
+        ("peak memory", [_highest(stage, "memory_bytes", wording.size) for stage in stages]),
+        ("final training loss, nats per token", [_last(stage, "loss") for stage in stages]),
+        ("final held-out loss, nats per token", [_last(stage, "held_out_loss") for stage in stages]),
+        ("packing: places that hold a token", [_packing(stage) for stage in stages]),
+        ("samples dropped, truncated, split", [_overlength(stage) for stage in stages]),
+        ("reached its end", ["yes" if stage.complete else "no" for stage in stages]),
+    ]
+    return {
+        "stages": [stage.title for stage in stages],
+        "rows": [row for row in rows if any(row[1])],
+        "figures": [figure for stage in stages for figure in _stage_figures(stage)],
+    }
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A column of the metrics that has a small figure of its own."""
+
+    label: str
+    column: str
+    unit: str = ""
+    floor: float | None = None
+
+
+def _stage_figures(stage: Stage) -> list[View]:
+    shown = [
+        Shown("learning rate", "lr"),
+        Shown("tokens per second", "tokens_per_second", floor=0.0),
+        Shown("model FLOPs utilisation", "mfu", unit="%", floor=0.0),
+        Shown("gradient norm", "grad_norm", floor=0.0),
+    ]
+    figures = []
+    for one in shown:
+        steps, values = stage.column(one.column)
+        if values:
+            line = Line(one.label, steps, values, 0, noisy=one.column != "lr")
+            figure = plots.curves([line], x="step", y=one.label, size=(3.5, 1.9), unit=one.unit, floor=one.floor)
+            figures.append({"stage": stage.title, "figure": figure})
+    return figures
+
+
+def _median(stage: Stage, name: str, written: Callable[[float], str]) -> str:
+    _, values = stage.column(name)
+    return written(statistics.median(values)) if values else ""
+
+
+def _highest(stage: Stage, name: str, written: Callable[[float], str]) -> str:
+    _, values = stage.column(name)
+    return written(max(values)) if values else ""
+
+
+def _last(stage: Stage, name: str) -> str:
+    _, values = stage.column(name)
+    return f"{values[-1]:.3f}" if values else ""
+
+
+def _packing(stage: Stage) -> str:
+    efficiency = stage.packing.get("efficiency")
+    return f"{100 * efficiency:.1f} %" if efficiency is not None else ""
+
+
+def _overlength(stage: Stage) -> str:
+    if "samples" not in stage.packing:
+        return ""
+    counts = (wording.count(stage.packing.get(name, 0)) for name in ("dropped", "truncated", "split"))
+    return f"{', '.join(counts)} of {wording.count(stage.packing['samples'])}"
+
+
+def tokenizer(record: Record) -> View | None:
+    """Return how many bytes of text a token stands for: in the token shards, and in each held-out source."""
+    found: list[tuple[str, Mapping[str, Any]]] = [(f"token shards, {name}", shards) for name, shards in record.shards.items()]
+    if record.bits:
+        scored = record.bits[0]
+        found.append(("held-out documents", scored))
+        found += list(scored["sources"].items()) if len(scored["sources"]) > 1 else []
+    # The end of a document is a token without bytes; every document has one.
+    shares = [(label, entry["bytes"] / max(1, entry["tokens"] - entry["documents"]), entry) for label, entry in found]
+    if not shares:
+        return None
+    best = max(share for _, share, _ in shares)
+    rows = [
+        {
+            "label": label,
+            "value": f"{share:.2f}",
+            "width": 100 * share / best,
+            "bytes": wording.size(entry["bytes"]),
+            "tokens": wording.count(entry["tokens"]),
+        }
+        for label, share, entry in shares
+    ]
+    vocab = record.model.get("vocab") or next(
+        (s["vocab_size"] for s in record.shards.values() if "vocab_size" in s), None
+    )
+    return {"vocab": wording.count(vocab) if vocab else None, "rows": rows}
+
+
+def data(record: Record) -> View | None:
+    """Return what was read and what became of it, by source and reason."""
+    sources: dict[str, dict[str, int]] = record.data.get("sources", {})
+    if not sources:
+        return None
+    reasons = list(dict.fromkeys(reason for counts in sources.values() for reason in counts if reason not in _KEPT))
+    columns = ["read", *reasons, "kept"]
+
+    def cells(counts: Mapping[str, int]) -> list[str]:
+        return [wording.count(counts.get(column, 0)) for column in columns]
+
+    totals = {column: sum(counts.get(column, 0) for counts in sources.values()) for column in columns}
+    splits = record.data.get("splits", {})
+    return {
+        "columns": [column.replace("_", " ") for column in columns],
+        "rows": [
+            {"label": "all sources", "cells": cells(totals), "strong": True},
+            *(
+                {"label": name, "cells": cells(counts)}
+                for name, counts in (sources.items() if len(sources) > 1 else [])
+            ),
+        ],
+        "splits": [
+            f"{name.replace('_', '-')} documents: {wording.count(split['documents'])}, {wording.size(split['bytes'])}"
+            for name, split in splits.items()
+        ],
+        "shards": [
+            f"token shards, {name}: {wording.count(shards['tokens'])} tokens in {wording.count(shards['documents'])} documents"
+            for name, shards in record.shards.items()
+        ],
+    }
+
+
+# ---------------------------------------------------------------------------------------------- what it became
+
+
+def int8(record: Record) -> View | None:
+    """Return what quantisation saved and what it cost."""
+    measured = record.int8
+    if not measured:
+        return None
+    rows: list[tuple[str, str]] = []
+    if measured.get("bytes_before") and measured.get("bytes_after"):
+        ratio = measured["bytes_before"] / measured["bytes_after"]
+        rows.append(
+            (
+                "size",
+                f"{wording.size(measured['bytes_before'])} → {wording.size(measured['bytes_after'])} ({ratio:.2f}×)",
+            )
+        )
+    if (change := record.int8_change) is not None:
+        rows.append(("change in held-out bits per byte", wording.signed(change, 4)))
+    wanted: list[tuple[str, str, Callable[[float], str]]] = [
+        ("max_logit", "largest change of a logit", wording.number),
+        ("mean_logit", "mean change of a logit", wording.number),
+        ("kl_bits", "divergence of the predictions, bits per token", wording.number),
+        ("agreement", "same likeliest token", lambda share: f"{100 * share:.2f} %"),
+        ("positions", "compared over tokens", wording.count),
+    ]
+    drift = measured.get("drift", measured)
+    rows += [(label, written(drift[key])) for key, label, written in wanted if drift.get(key) is not None]
+    return {"rows": rows}
+
+
+def service(record: Record) -> View | None:
+    """Return what the check of the running service found."""
+    checked = record.service
+    if not checked:
+        return None
+    rows = [("answers", "yes" if checked.get("ok") else "no")]
+    rows += [("error", str(checked["error"]))] if checked.get("error") else []
+    rows += [("model", str(checked["model"]))] if checked.get("model") else []
+    for key, label in (
+        ("seconds_to_ready", "ready after"),
+        ("seconds_to_first_token", "first token after"),
+        ("seconds", "whole answer after"),
+    ):
+        if checked.get(key) is not None:
+            rows.append((label, wording.duration(checked[key])))
+    if checked.get("tokens_per_second") is not None:
+        rows.append(("tokens per second", wording.number(checked["tokens_per_second"])))
+    return {"rows": rows, "turns": _turns(checked.get("messages", [])), "answer": checked.get("answer")}
+
+
+def machine(record: Record) -> View | None:
+    """Return the environment, the model and the time of each stage as rows of (name, value)."""
+    found = record.environment
+    rows: list[tuple[str, str]] = []
+    if found:
+        cores = f"{found.get('cores_usable')} usable, {found.get('threads')} threads"
+        rows += [
+            ("processor", str(found.get("cpu"))),
+            ("cores", cores),
+            ("vector instructions", str(found.get("cpu_capability"))),
+        ]
+        rows += [("memory", wording.size(found["memory_bytes"]))] if found.get("memory_bytes") else []
+        rows += [("accelerators", ", ".join(found["accelerators"]))] if found.get("accelerators") else []
+        for precision, flops in (found.get("matmul_flops") or {}).items():
+            rows.append((f"matmul peak, {precision}", f"{flops / 1e9:,.0f} GFLOP/s, measured"))
+        rows += [("system", str(found.get("system"))), ("Python", str(found.get("python")))]
+        rows += list((found.get("packages") or {}).items())
+        rows += [("commit", found["commit"])] if found.get("commit") else []
+    timed = record.timings.get("stages")
+    times = [(stage["name"], wording.duration(stage["seconds"])) for stage in timed] if isinstance(timed, list) else []
+    model = [
+        (label, wording.count(value) if isinstance(value, int) else str(value))
+        for label, value in _flat(record.model)
+        if value is not None
+    ]
+    return {"rows": rows, "model": model, "times": times} if rows or times or model else None
+
+
+# ---------------------------------------------------------------------------------------------- small things
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield the leaves of nested mappings with their path in words."""
+    for key, inner in value.items():
+        name = f"{prefix}{key.replace('_', ' ')}"
+        if isinstance(inner, Mapping):
+            yield from _flat(inner, f"{name}, ")
+        elif not isinstance(inner, list):
+            yield name, inner
+
+
+def _series(model: str) -> int:
+    return _SERIES.get(model, 1)
+
+
+def _model(name: str) -> View:
+    return {"name": name, "series": _series(name)}
+
+
+def _accuracy(cell: Mapping[str, Any] | None) -> View | None:
+    if cell is None:
+        return None
+    return {
+        "share": wording.percent(cell["accuracy"]),
+        "counts": f"{cell['correct']}/{cell['count']}",
+        "interval": wording.interval(*cell["interval"]),
+    }

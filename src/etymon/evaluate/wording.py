@@ -1,0 +1,70 @@
+"""Quantities as people read them."""
+
+from __future__ import annotations
+
+import math
+
+
+def count(value: float) -> str:
+    """Write a count: `1,234` up to five digits, then `12.3 k`, `4.56 M`, `7.8 G`."""
+    if abs(value) < 100_000:
+        return f"{value:,.0f}"
+    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= scale:
+            return f"{value / scale:.3g} {unit}"
+    raise AssertionError(value)
+
+
+def size(length: float) -> str:
+    """Write a length in bytes: `512 B`, `3.4 MB` (powers of ten)."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if abs(length) >= scale:
+            return f"{length / scale:.3g} {unit}"
+    return f"{length:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Write a time: `0.34 s`, `42 s`, `6 min 12 s`, `3 h 04 min`."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def percent(share: float) -> str:
+    """Write a share: `62 %`, `3.5 %`, `0.2 %`."""
+    value = 100 * share
+    return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.1f} %"
+
+
+def points(change: float) -> str:
+    """Write a difference of shares in percentage points, with its sign: `+12.5`, `−3.0`."""
+    return signed(100 * change, 1)
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """Write a difference with its sign, never `-0.0`."""
+    text = f"{value:+.{digits}f}"
+    return f"±{text[1:]}" if float(text) == 0 else text.replace("-", "−")
+
+
+def interval(low: float, high: float) -> str:
+    """Write an interval of shares in percent: `48–75 %`."""
+    return f"{100 * low:.0f}–{100 * high:.0f} %"
+
+
+def p_value(value: float) -> str:
+    """Write a probability that matters only when small: `0.21`, `0.003`, `< 0.001`."""
+    return "< 0.001" if value < 0.001 else f"{value:.2g}"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Write a measured number with so many significant digits, without an exponent where it can be avoided."""
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    if places > 6:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:,.{max(0, places)}f}"
