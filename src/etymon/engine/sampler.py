@@ -44,7 +44,7 @@ class Sampler:
                 self._shape(logits[row], sequences[row])
         best, ids = logits[:, : self.vocab].max(-1)
         if batch.drawn is not None:
-            drawn = _draw(logits[:, : self.vocab], best, batch)
+            drawn = _draw(logits[:, : self.vocab], best, batch.drawn)
             ids = drawn if batch.greedy is None else torch.where(batch.greedy, ids, drawn)
         tokens: list[int] = torch.where(best.isfinite(), ids, -1).tolist()
         return tokens, _report(raw, tokens, batch) if batch.reported else [None] * len(tokens)
@@ -142,6 +142,7 @@ class _Drawn:
         self.width = max(s.top_k or (NUCLEUS if s.top_p < 1 else 1) for s in settings)
         self.top_k = column([s.top_k or 2**62 for s in settings])
         self.no_top_k = column([not s.top_k for s in settings])
+        self.open = any(not s.top_k and s.top_p < 1 for s in settings)
         self.top_p = column([s.top_p for s in settings]).double()
 
     def uniform(self) -> Tensor:
@@ -150,53 +151,64 @@ class _Drawn:
         return torch.tensor(numbers, dtype=torch.float64, device=self.device)[:, None]
 
 
-def _draw(logits: Tensor, best: Tensor, batch: _Batch) -> Tensor:
+def _draw(logits: Tensor, best: Tensor, drawn: _Drawn) -> Tensor:
     """Return a random id per row, [rows], from `logits` [rows, vocab] whose maxima are `best` [rows]."""
-    drawn = batch.drawn
-    assert drawn is not None
     scaled = logits - best[:, None]
     if drawn.temperature is not None:
         scaled /= drawn.temperature
     uniform = drawn.uniform()
     if drawn.limited is None:
-        return _draw_from_all(scaled, drawn, uniform)
-    limited = _draw_from_candidates(scaled, drawn, uniform)
-    if not drawn.unlimited:
-        return limited
-    return torch.where(drawn.limited[:, 0], limited, _draw_from_all(scaled, drawn, uniform))
-
-
-def _draw_from_all(scaled: Tensor, drawn: _Drawn, uniform: Tensor) -> Tensor:
-    """Draw from the whole vocabulary; `scaled` [rows, vocab] has its maxima at 0."""
+        return _draw_from_all(scaled.exp(), drawn.min_p, uniform)
+    ids, whole = _draw_from_candidates(scaled, drawn, uniform)
+    settled = drawn.limited & whole
+    if not (drawn.unlimited or drawn.open) or bool(settled.all()):
+        return ids[:, 0]
     weights = scaled.exp()
+    floor = _nucleus_floor(weights, drawn.top_p)
     if drawn.min_p is not None:
-        weights *= weights >= drawn.min_p
+        floor = torch.maximum(floor, drawn.min_p)
+    return torch.where(settled[:, 0], ids[:, 0], _draw_from_all(weights, floor, uniform))
+
+
+def _draw_from_all(weights: Tensor, floor: Tensor | None, uniform: Tensor) -> Tensor:
+    """Draw from all tokens with weights [rows, vocab] (1 is the best token's) of at least `floor` [rows, 1]."""
+    if floor is not None:
+        weights = weights * (weights >= floor)
     return _invert(weights, uniform)[:, 0]
 
 
-def _draw_from_candidates(scaled: Tensor, drawn: _Drawn, uniform: Tensor) -> Tensor:
-    """Draw from the best ids that top-k and top-p leave: as few are sorted as contain them."""
-    vocab = scaled.shape[1]
-    width = min(drawn.width, vocab)
-    while True:
-        values, ids = scaled.topk(width)
-        weights = values.exp().double()
-        weights *= torch.arange(width, device=scaled.device) < drawn.top_k
-        mass = weights.cumsum(-1)
-        total = mass[:, -1:]
-        if width < vocab:
-            # without top-k a nucleus is a share of the whole vocabulary, and may reach beyond these candidates
-            total = torch.where(drawn.no_top_k, scaled.exp().sum(-1, keepdim=True, dtype=torch.float64), total)
-        share = drawn.top_p * total
-        open_end = drawn.no_top_k & (drawn.top_p < 1) & (mass[:, -1:] < share)
-        if width == vocab or not bool(open_end.any()):
-            break
-        width = min(8 * width, vocab)
+def _draw_from_candidates(scaled: Tensor, drawn: _Drawn, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw from the best tokens that top-k and top-p leave, sorting only `drawn.width` of them.
+
+    Returns ids [rows, 1] and whether a row's nucleus did not reach beyond these candidates [rows, 1].
+    """
+    width = min(drawn.width, scaled.shape[1])
+    values, ids = scaled.topk(width)
+    weights = values.exp().double()
+    weights *= torch.arange(width, device=scaled.device) < drawn.top_k
+    mass = weights.cumsum(-1)
+    total = mass[:, -1:]
+    if drawn.open and width < scaled.shape[1]:  # without top-k a nucleus is a share of the whole vocabulary
+        total = torch.where(drawn.no_top_k, scaled.exp().sum(-1, keepdim=True, dtype=torch.float64), total)
+    share = drawn.top_p * total
     kept = mass - weights < share
     kept[:, 0] = True  # top_p = 0 is the best token
     if drawn.min_p is not None:
         kept &= weights >= drawn.min_p
-    return ids.gather(1, _invert(weights * kept, uniform))[:, 0]
+    return ids.gather(1, _invert(weights * kept, uniform)), mass[:, -1:] >= share
+
+
+def _nucleus_floor(weights: Tensor, top_p: Tensor) -> Tensor:
+    """Return the weight [rows, 1] of the least probable token of each row's nucleus, by bisection: a flat distribution
+    would need the whole vocabulary sorted, which takes six times as long. Exact to 2 ** -26 of the best token's weight.
+    """
+    share = top_p * weights.sum(-1, keepdim=True, dtype=torch.float64)
+    low, high = torch.zeros_like(share, dtype=torch.float32), torch.ones_like(share, dtype=torch.float32)
+    for _ in range(26):
+        middle = (low + high) / 2
+        enough = (weights * (weights >= middle)).sum(-1, keepdim=True, dtype=torch.float64) >= share
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    return low
 
 
 def _invert(weights: Tensor, uniform: Tensor) -> Tensor:

@@ -28,6 +28,9 @@ from etymon.nn import Linear, Model
 # and the same crossover for [768, 768] and [768, 3072]; [50304, 768]: 9268, 2598, 6799 at 1 row, 27392, 10717, 10697
 # at 16. So the kernel, whose cost grows with the rows, up to 16 of them, and then a matmul of dequantised rows.
 KERNEL_ROWS = 16
+# The kernel reads beyond the end of rows whose width is not a multiple of its vectors (16 on AVX512) instead of
+# refusing them; the margin is for other instruction sets.
+KERNEL_WIDTH = 32
 # Dequantised at once: 50304 rows in one piece take 45 ms where pieces of 4096, which stay in the cache, take 10 ms.
 BLOCK = 4096
 
@@ -93,7 +96,7 @@ def _product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """Return x [rows, in] times the transpose of scale * weight [out, in], [rows, out]."""
     if x.device.type != "cpu":
         return F.linear(x, weight.to(x.dtype)) * scale
-    if x.shape[0] <= KERNEL_ROWS:
+    if x.shape[0] <= KERNEL_ROWS and x.shape[1] % KERNEL_WIDTH == 0:
         # the kernel would take scales in bf16 only, an error of its own; with ones the sums come out unscaled
         return torch._weight_int8pack_mm(x.to(torch.bfloat16), weight, _ones(weight.shape[0])) * scale
     x = x.to(torch.bfloat16 if _fast_bf16() else torch.float32)  # int8 is exact in either
