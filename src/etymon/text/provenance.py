@@ -253,8 +253,8 @@ def _without_marks(text: str) -> tuple[str, list[tuple[int, int]]]:
 def _lost() -> RenderError:
     return RenderError(
         "The chat template changes the texts of the messages in a way that cannot be followed, so it is not certain "
-        "which characters are the template's and which are the user's. Simplify the template: it may trim, split and cut "
-        "texts, but not rewrite them by what they contain."
+        "which characters are the template's and which are the user's. Simplify the template: it may trim, split and "
+        "cut texts, but not rewrite them by what they contain."
     )
 
 

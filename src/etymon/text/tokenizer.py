@@ -113,7 +113,7 @@ class Tokenizer:
         """Load a directory with tokenizer.json, or that file. Raises TokenizerError that names the faulty file.
 
         Read where present: tokenizer_config.json, special_tokens_map.json, chat_template.jinja,
-        chat_templates/*.jinja, and the end-of-sequence ids of generation_config.json.
+        additional_chat_templates/*.jinja, and the end-of-sequence ids of generation_config.json.
         """
         path = Path(path)
         directory, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
@@ -153,7 +153,7 @@ class Tokenizer:
         else:
             write_text(directory / "chat_template.jinja", self.chat_template)
         for name, text in others.items():
-            write_text(directory / "chat_templates" / f"{name}.jinja", text)
+            write_text(directory / "additional_chat_templates" / f"{name}.jinja", text)
 
     def with_template(self, template: str | None) -> Tokenizer:
         """The same tokenizer with another default chat template."""
@@ -409,7 +409,7 @@ def _read_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, s
             f"{directory / 'tokenizer_config.json'}: chat_template must be a string or a list, "
             f"not {type(given).__name__}."
         )
-    files = {file.stem: file for file in sorted((directory / "chat_templates").glob("*.jinja"))}
+    files = {file.stem: file for file in sorted((directory / "additional_chat_templates").glob("*.jinja"))}
     if (directory / "chat_template.jinja").is_file():
         files["default"] = directory / "chat_template.jinja"
     for name, file in files.items():
