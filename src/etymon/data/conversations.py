@@ -125,7 +125,7 @@ def _turns(value: Any, place: str, field: str, role_name: str, content_name: str
         if not isinstance(turn, dict) or role_name not in turn or content_name not in turn:
             raise DataError(f"{place}: {field}[{number}] lacks `{role_name}` or `{content_name}`.")
         role, content = turn[role_name], turn[content_name]
-        if role not in ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise DataError(f"{place}: {field}[{number}] has the role {role!r}; expected one of {', '.join(ROLES)}.")
         messages.append({"role": ROLES[role], "content": _text(content, f"{place}: {field}[{number}].{content_name}")})
     return messages

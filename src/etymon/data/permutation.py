@@ -1,13 +1,14 @@
 """A keyed permutation of `range(n)` whose every value is computed on its own: shuffling in O(1) memory.
 
-A balanced Feistel network permutes the smallest domain of an even number of bits that holds `n`; values that
-fall outside are sent through again until they fall inside (cycle walking: Black and Rogaway, "Ciphers with
-Arbitrary Finite Domains", 2002). The domain is less than four times `n`, so the walk is short.
+A generalised Feistel network permutes `range(a * b)`, where `a` is the root of `n` rounded up and `b` is the smallest
+number with `a * b >= n`; the few values that fall outside `range(n)` are sent through again until they fall inside
+(cycle walking). Both are from Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -35,20 +36,20 @@ class Permutation:
     def __init__(self, n: int, *key: int | str) -> None:
         assert n > 0
         self.n = n
-        self._half = np.uint64(max(1, ((n - 1).bit_length() + 1) // 2))
-        self._mask = np.uint64((1 << int(self._half)) - 1)
+        left = math.isqrt(n - 1) + 1
+        self._left, self._right = np.uint64(left), np.uint64(-(-n // left))
         self._keys = key_numbers(*key, count=ROUNDS)
 
     def _encrypt(self, x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        left, right = x >> self._half, x & self._mask
-        for key in self._keys:
-            left, right = right, left ^ (_mix(right + key) & self._mask)
-        return (left << self._half) | right
+        left, right = x // self._right, x % self._right
+        for here, there in zip(self._keys[::2], self._keys[1::2], strict=True):
+            left = (left + _mix(right + here) % self._left) % self._left
+            right = (right + _mix(left + there) % self._right) % self._right
+        return left * self._right + right
 
     def __call__(self, indices: ArrayLike) -> NDArray[np.int64]:
         """Return the images of `indices`, an integer array of any shape with values in `range(n)`."""
-        x = np.atleast_1d(np.asarray(indices)).astype(np.uint64)
-        x = self._encrypt(x)
+        x = self._encrypt(np.atleast_1d(np.asarray(indices)).astype(np.uint64))
         outside = x >= self.n
         while outside.any():
             x[outside] = self._encrypt(x[outside])

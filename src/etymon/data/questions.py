@@ -189,7 +189,7 @@ def summary(doc: str) -> str | None:
     for paragraph in re.split(r"\n\s*\n", doc.strip())[:2]:
         text = " ".join(paragraph.split())
         sentence = re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
-        if 10 <= len(sentence) <= LONGEST_SUMMARY and not re.match(r"[\w.]+\(|>>>|[-*:@]", sentence):
+        if 6 <= len(sentence) <= LONGEST_SUMMARY and not re.match(r"[\w.]+\(|>>>|[-*:@]", sentence):
             return sentence
     return None
 

@@ -78,11 +78,15 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def _shard_name(number: int) -> str:
+    return f"shard-{number:05d}"
+
+
 class _ShardWriter:
     """One `.bin` as it grows, and the columns of its `.idx`."""
 
     def __init__(self, directory: Path, number: int, dtype: str) -> None:
-        self.name = f"shard-{number:05d}"
+        self.name = _shard_name(number)
         self._directory = directory
         self._dtype = dtype
         self._bin = (directory / f"{self.name}.bin").open("wb")
@@ -178,6 +182,12 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def _count(value: object) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise TypeError(f"{value!r} is no count")
+    return value
+
+
 def _check_file(path: Path, expected_bytes: int) -> None:
     if not path.is_file():
         raise DataError(f"{path} is missing though the manifest lists it. Write the shards again.")
@@ -228,9 +238,9 @@ class TokenShards:
         self._bytes: list[NDArray[Any]] = []
         self._first_token, self._first_document = [0], [0]
         self.n_bytes = 0
-        for shard in manifest["shards"]:
-            tokens, documents = shard["tokens"], shard["documents"]
-            ids_path, index_path = (self.directory / f"{shard['name']}.{kind}" for kind in ("bin", "idx"))
+        for number, shard in enumerate(manifest["shards"]):
+            tokens, documents = _count(shard["tokens"]), _count(shard["documents"])
+            ids_path, index_path = (self.directory / f"{_shard_name(number)}.{kind}" for kind in ("bin", "idx"))
             _check_file(ids_path, tokens * dtype.itemsize)
             _check_file(index_path, 2 * (documents + 1) * 8)
             index = np.memmap(index_path, dtype="<u8", mode="r", shape=(2, documents + 1)).view(np.ndarray)
@@ -249,10 +259,10 @@ class TokenShards:
 
     def verify(self) -> None:
         """Compare the SHA-256 of every file with the manifest; raise `DataError` naming the one that differs."""
-        for shard in self.manifest["shards"]:
-            for kind, expected in shard["sha256"].items():
-                path = self.directory / f"{shard['name']}.{kind}"
-                if _sha256(path) != expected:
+        for number, shard in enumerate(self.manifest["shards"]):
+            for kind in ("bin", "idx"):
+                path = self.directory / f"{_shard_name(number)}.{kind}"
+                if _sha256(path) != shard["sha256"][kind]:
                     raise DataError(f"{path} is corrupted: its SHA-256 is not the manifest's. Write the shards again.")
 
     @property

@@ -39,7 +39,7 @@ class FilesSource(Config):
     def _known_encoding(cls, value: str) -> str:
         try:
             info = codecs.lookup(value)
-            b"".decode(value)
+            "a".encode(value)  # refuses what is not text, such as base64
         except (LookupError, ValueError):
             raise ValueError(
                 f"unknown text encoding {value!r}; Python's names are used, such as utf-8 or gb18030"
