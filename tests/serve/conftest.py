@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from etymon import serve
-from etymon.engine import AsyncEngine, Engine, EngineConfig
+from etymon.engine import AsyncEngine, Engine, EngineConfig, Event
 from etymon.families import llama
 from etymon.nn import build
 from etymon.text import Renderer, Tokenizer
@@ -51,6 +53,12 @@ class Service:
     def http(self) -> httpx.Client:
         return httpx.Client(base_url=self.url, trust_env=False, timeout=60)
 
+    def metrics(self) -> dict[str, float]:
+        """The numbers at `/metrics`, by name with labels."""
+        with self.http as http:
+            lines = http.get("/metrics").text.splitlines()
+        return {name: float(value) for name, _, value in (x.rpartition(" ") for x in lines if not x.startswith("#"))}
+
     @property
     def client(self) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
@@ -58,6 +66,41 @@ class Service:
     @property
     def async_client(self) -> openai.AsyncOpenAI:
         return openai.AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+
+@contextmanager
+def _held(engine: Engine) -> Iterator[threading.Event]:
+    """Let the engine take no step before the event is set, or the block ends."""
+    go, step = threading.Event(), engine.step
+
+    def held() -> list[Event]:
+        assert go.wait(60)
+        return step()
+
+    engine.step = held
+    try:
+        yield go
+    finally:
+        go.set()
+        engine.step = step
+
+
+def _eventually(is_so: Callable[[], bool]) -> None:
+    """Wait for what must come about; fail when it has not after a long while."""
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline, "it never came about"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="session")
+def held() -> Callable[[Engine], AbstractContextManager[threading.Event]]:
+    return _held
+
+
+@pytest.fixture(scope="session")
+def eventually() -> Callable[[Callable[[], bool]], None]:
+    return _eventually
 
 
 @pytest.fixture(scope="session")
