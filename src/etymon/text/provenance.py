@@ -80,15 +80,25 @@ class _Found(NamedTuple):
 
 
 class StandIns:
-    """Replaces the texts of one conversation; `looked_for` are the strings that must stay as they are."""
+    """Replaces the texts of one conversation. `forbidden` matches what no text may bring into the template's own."""
 
-    def __init__(self) -> None:
+    def __init__(self, forbidden: re.Pattern[str]) -> None:
+        self._forbidden = forbidden
         self._runs: list[_Run] = []
         self._total = 0
 
     def replace(self, text: str, message: int, kept: re.Pattern[str]) -> str:
-        """The stand-in for `text`, of the same length."""
-        source = Source(message, text)
+        """The stand-in for `text`, of the same length; what `kept` matches stays, if anything else is there."""
+        source, runs, total = Source(message, text), len(self._runs), self._total
+        self._fill(source, kept)
+        if text.strip() and (len(self._runs) == runs or self._forbidden.search(source.replaced)):
+            del self._runs[runs:]
+            self._total = total
+            self._fill(source, _NOTHING_KEPT)
+        return source.replaced
+
+    def _fill(self, source: Source, kept: re.Pattern[str]) -> None:
+        text = source.text
         head, tail = len(text) - len(text.lstrip()), len(text.rstrip())
         parts = [self._spaces(text[: min(head, tail) if head < tail else len(text)], kept)]
         if head < tail:
@@ -101,7 +111,6 @@ class StandIns:
             parts += [self._run(source, at, tail), self._spaces(text[tail:], kept)]
         source.replaced = "".join(parts)
         assert len(source.replaced) == len(text)
-        return source.replaced
 
     def _spaces(self, text: str, kept: re.Pattern[str]) -> str:
         return "".join(
@@ -177,10 +186,13 @@ class StandIns:
                 expected = number + length
 
 
-def kept_pattern(looked_for: Iterable[str], escapes: bool) -> re.Pattern[str]:
+def kept_pattern(searched: Iterable[str], escapes: bool) -> re.Pattern[str]:
     """Matches what `StandIns.replace` must not replace (group 1), and line ends, which become other line ends."""
-    kept = [re.escape(text) for text in sorted(looked_for, key=len, reverse=True)]
+    kept = [re.escape(text) for text in sorted(searched, key=len, reverse=True)]
     return re.compile(f"({'|'.join(kept + [_ESCAPED] * escapes) or '(?!)'})|\n")
+
+
+_NOTHING_KEPT = kept_pattern([], False)
 
 
 def check_private(text: str, what: str) -> None:
@@ -203,7 +215,7 @@ def _same(rendered: str, replaced: str, start: int, end: int, source: Source, pl
 def _reach(rendered: str, replaced: str, found: _Found, start: int, limit: int, place: int) -> int:
     """How many characters behind a find still belong to its source (white space and kept strings at its end)."""
     text, other = found.source.text, found.source.replaced
-    n = 0
+    n = sure = 0
     while (
         place + n < len(text)
         and start + n < limit
@@ -211,12 +223,13 @@ def _reach(rendered: str, replaced: str, found: _Found, start: int, limit: int, 
         and replaced[start + n] == other[place + n]
     ):
         n += 1
-    return n
+        sure = n if _tells(rendered[start + n - 1], replaced[start + n - 1]) else sure
+    return sure
 
 
 def _reach_back(rendered: str, replaced: str, found: _Found, limit: int) -> int:
     text, other = found.source.text, found.source.replaced
-    n = 0
+    n = sure = 0
     while (
         found.at - n > 0
         and found.start - n > limit
@@ -224,7 +237,13 @@ def _reach_back(rendered: str, replaced: str, found: _Found, limit: int) -> int:
         and replaced[found.start - n - 1] == other[found.at - n - 1]
     ):
         n += 1
-    return n
+        sure = n if _tells(rendered[found.start - n], replaced[found.start - n]) else sure
+    return sure
+
+
+def _tells(written: str, replaced: str) -> bool:
+    # White space that was not replaced may as well be the template's: a template that strips newlines writes its own.
+    return written != replaced or not written.isspace()
 
 
 def _check_template_text(rendered: str, replaced: str, start: int, end: int) -> None:

@@ -61,20 +61,22 @@ class Renderer:
                 "chat_template.jinja to the tokenizer's directory."
             )
         check_private(source, "The chat template")
+        if source != tokenizer.chat_template:
+            tokenizer = tokenizer.with_template(source)  # which tokens are markup depends on the template
         self.tokenizer = tokenizer
         self.template = source
         self._template = compiled(source)
-        end = tokenizer.turn_end(source)
-        self.stop_ids = tokenizer.stop_ids | ({end} if end is not None else set())
-        constants = self._template.constants
+        self.stop_ids = tokenizer.stop_ids
         markup = tokenizer.markup
         self._control = _longest_first([*tokenizer.special, *markup])
         self._markup = _longest_first(markup)
+        self._control_special = _longest_first(tokenizer.special)
         # A special token that the template looks for is replaced all the same: in a message it is only text.
-        kept = [text for text in constants if not any(name in text for name in tokenizer.special)]
+        kept = [text for text in self._template.searched if not any(name in text for name in tokenizer.special)]
         escapes = self._template.escapes
         self._kept_assistant = kept_pattern(kept, escapes)
         self._kept = kept_pattern([text for text in kept if not any(name in text for name in markup)], escapes)
+        self._compared = self._template.compared - set(self.tokenizer.special) - set(markup)
 
     @property
     def hash(self) -> str:
@@ -114,10 +116,10 @@ class Renderer:
             return self._template.render(variables, marks=marks, now=now)
 
         text = write(conversation, described, add_generation_prompt)
-        stand_ins = StandIns()
+        stand_ins = StandIns(self._control_special)
         replaced = write(
             [self._replaced(message, i, stand_ins) for i, message in enumerate(conversation)],
-            _mapped(described, lambda leaf: stand_ins.replace(leaf, -1, self._kept)),
+            _mapped(described, lambda text: self._field(text, -1, stand_ins)),
             add_generation_prompt,
             self._template.generates,
         )
@@ -145,10 +147,19 @@ class Renderer:
 
     def _replaced(self, message: dict[str, Any], index: int, stand_ins: StandIns) -> dict[str, Any]:
         kept = self._kept_assistant if message["role"] == "assistant" else self._kept
-        return {
-            key: value if key == "role" else _mapped(value, lambda leaf: stand_ins.replace(leaf, index, kept))
-            for key, value in message.items()
-        }
+        replaced = {}
+        for key, value in message.items():
+            if key == "content" and value is not None:
+                replaced[key] = stand_ins.replace(value, index, kept)
+            elif key != "role":
+                replaced[key] = _mapped(value, lambda text: self._field(text, index, stand_ins))
+            else:
+                replaced[key] = value
+        return replaced
+
+    def _field(self, text: str, index: int, stand_ins: StandIns) -> str:
+        # A template may ask whether tool['type'] is 'function'; it would not ask that of what somebody said.
+        return text if text in self._compared else stand_ins.replace(text, index, self._kept)
 
     def _check_keys(self, value: Any) -> None:
         """Keys are not replaced (templates look them up), so they must not spell control tokens."""
@@ -199,7 +210,7 @@ class Renderer:
             except RenderError:  # many templates refuse a conversation that ends where this one would
                 cue = None
             cued = cue is not None and text.startswith(cue) and (not own or len(cue) <= own[0].start)
-            if not cued and not own:
+            if not own and (not cued or (message["content"] or "").strip()):
                 continue
             start = len(cue) if cue is not None and cued else own[0].start
             end = own[-1].end if own else start

@@ -244,7 +244,11 @@ _SPENT = _Spent()
 
 
 class Template:
-    """A compiled chat template; `constants` are the strings by which it may look into the contents of messages."""
+    """A compiled chat template.
+
+    `searched` are the strings that it looks for inside texts, `compared` those that it compares whole values with.
+    `escapes` says that it writes JSON, `generates` that it has `{% generation %}` blocks.
+    """
 
     def __init__(self, source: str) -> None:
         if len(source) > MAX_SOURCE:
@@ -253,7 +257,7 @@ class Template:
         environment = _Environment()
         try:
             tree = environment.parse(source)
-            self.constants = _looked_for(tree)
+            self.searched, self.compared = _searched(tree), _compared(tree)
             self.escapes = any(node.name == "tojson" for node in tree.find_all(nodes.Filter))
             self.generates = re.search(r"\{%[-+]?\s*generation\b", source) is not None
             self._template = environment.from_string(source)
@@ -301,20 +305,34 @@ def _weight(value: Any) -> int:
     return 1 + sum(map(_weight, value)) if isinstance(value, (list, tuple)) else 1
 
 
-def _looked_for(tree: nodes.Template) -> frozenset[str]:
-    """String constants that a template compares, tests, searches, splits or strips with (not those it only prints)."""
+def _searched(tree: nodes.Template) -> frozenset[str]:
+    """String constants that a template splits, strips or filters texts with, or searches them for."""
     found: set[str] = set()
-    for node in tree.find_all((nodes.Call, nodes.Filter, nodes.Test, nodes.Compare)):
-        if isinstance(node, nodes.Call) and isinstance(node.node, nodes.EnvironmentAttribute):
-            continue  # our own metering
-        keys = {id(item.arg) for item in node.find_all(nodes.Getitem)}
-        texts = (const for const in node.find_all(nodes.Const) if id(const) not in keys)
-        found |= {const.value for const in texts if isinstance(const.value, str)}
-    # Constants that reach a test through a variable are caught by following plain assignments.
-    for assign in tree.find_all(nodes.Assign):
-        if isinstance(assign.node, nodes.Const) and isinstance(assign.node.value, str):
-            found.add(assign.node.value)
+    for call in tree.find_all(nodes.Call):
+        if not isinstance(call.node, (nodes.EnvironmentAttribute, nodes.Name)):  # a method
+            for argument in call.args:
+                found |= _strings(argument)
+    for step in [*tree.find_all(nodes.Filter), *tree.find_all(nodes.Test)]:
+        for argument in step.args:
+            found |= _strings(argument)
+    for comparison in tree.find_all(nodes.Compare):
+        for operand in comparison.ops:
+            if operand.op in ("in", "notin") and not isinstance(operand.expr, (nodes.List, nodes.Tuple)):
+                found |= _strings(comparison.expr)
+    for assignment in tree.find_all(nodes.Assign):  # a constant that reaches one of these by a name
+        if isinstance(assignment.node, nodes.Const):
+            found |= _strings(assignment.node)
     return frozenset(text for text in found if text)
+
+
+def _compared(tree: nodes.Template) -> frozenset[str]:
+    """String constants that a template compares whole values with."""
+    return frozenset().union(*(_strings(comparison) for comparison in tree.find_all(nodes.Compare)))
+
+
+def _strings(node: nodes.Node) -> set[str]:
+    constants = [node] if isinstance(node, nodes.Const) else list(node.find_all(nodes.Const))
+    return {constant.value for constant in constants if isinstance(constant.value, str)}
 
 
 @functools.lru_cache(maxsize=64)
