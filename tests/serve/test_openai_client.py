@@ -73,9 +73,7 @@ def test_stream_ends_with_done_and_has_no_usage_unless_asked(service):
 
 def test_many_streams_at_once_are_as_if_alone(service, learnt):
     async def one(client, question):
-        stream = await client.chat.completions.create(
-            model="tiny", messages=user(question), temperature=0, stream=True
-        )
+        stream = await client.chat.completions.create(model="tiny", messages=user(question), temperature=0, stream=True)
         return "".join([c.choices[0].delta.content or "" async for c in stream])
 
     async def all_of_them():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import httpx
 import uvicorn
@@ -36,7 +37,10 @@ def run(
     app = create_app(async_engine, tokenizer, renderer, config)
     with _bind(config.host, config.port) as listener:
         server = _Server(_uvicorn(app, config.drain_seconds), announce and (lambda: announce(_url(listener))))
-        server.run(sockets=[listener])
+        try:
+            server.run(sockets=[listener])
+        except SystemExit:
+            raise EtymonError("The service could not start; the log says why.") from None
 
 
 @contextmanager
@@ -47,7 +51,12 @@ def running(app: ASGIApp, host: str = "127.0.0.1", port: int = 0, *, drain_secon
     """
     with _bind(host, port) as listener:
         server = _Server(_uvicorn(app, drain_seconds))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="etymon-serve", daemon=True)
+
+        def serve() -> None:
+            with suppress(SystemExit):  # how uvicorn says that starting failed
+                server.run(sockets=[listener])
+
+        thread = threading.Thread(target=serve, name="etymon-serve", daemon=True)
         thread.start()
         try:
             while not server.started:
@@ -79,13 +88,27 @@ def wait_until_ready(url: str, timeout: float = 30.0) -> None:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, which says when it has started."""
+    """uvicorn, which says when it has started, and whose `run` returns when a signal ended it."""
 
     def __init__(self, config: uvicorn.Config, on_start: Callable[[], None] | None = None) -> None:
         super().__init__(config)
         self._on_start = on_start
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Take SIGINT and SIGTERM as the wish to stop; uvicorn's own would raise them again after stopping."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {sign: signal.signal(sign, self.handle_exit) for sign in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sign, handler in before.items():
+                signal.signal(sign, handler)
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Open the service and announce it."""
         await super().startup(sockets)
         if self.started and self._on_start is not None:
             self._on_start()
