@@ -1,0 +1,70 @@
+"""What a recipe reads from outside its run: the files of its sources, the checkpoint and tokenizer it loads.
+
+Everything here is looked at before anything is computed, so that a missing file is known at the door.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from etymon.api import load_tokenizer
+from etymon.data import BuiltinConversations, BuiltinSource
+from etymon.data.rows import ROW_SUFFIXES, TEXT_SUFFIXES, find_files
+from etymon.errors import CheckpointError, TokenizerError
+from etymon.hub import huggingface, locate, native
+from etymon.recipe.schema import LoadModel, LoadTokenizer, Recipe, default_context, vocabulary
+from etymon.spec import ModelSpec
+from etymon.text import Tokenizer
+
+
+def document_files(recipe: Recipe) -> list[Path]:
+    """Return the files that `data` reads; the built-in corpus has none. Raises DataError for a missing one."""
+    files: list[Path] = []
+    for source in recipe.data.sources if recipe.data else ():
+        if not isinstance(source, BuiltinSource):
+            files += find_files(source.path, source.include, TEXT_SUFFIXES + ROW_SUFFIXES)[0]
+    return files
+
+
+def conversation_files(recipe: Recipe) -> list[Path]:
+    """Return the files that `sft` reads. Raises DataError for a missing one."""
+    files: list[Path] = []
+    for source in recipe.sft.sources if recipe.sft else ():
+        if not isinstance(source, BuiltinConversations):
+            files += find_files(source.path, source.include, ROW_SUFFIXES)[0]
+    return files
+
+
+def find_tokenizer(source: str) -> Tokenizer:
+    """Load a tokenizer from a directory, a `tokenizer.json` or a hub id. Raises TokenizerError or CheckpointError."""
+    path = Path(source)
+    if path.is_file():
+        return Tokenizer.load(path)
+    directory = locate(path if path.is_dir() else source)
+    tokenizer = load_tokenizer(directory)
+    if tokenizer is None:
+        raise TokenizerError(f"{source}: there is no tokenizer.json. Give a directory that holds one, or that file.")
+    return tokenizer
+
+
+def loaded_tokenizer(recipe: Recipe) -> Tokenizer | None:
+    """Return the tokenizer that the recipe loads, or None where it trains one."""
+    return find_tokenizer(recipe.tokenizer.load) if isinstance(recipe.tokenizer, LoadTokenizer) else None
+
+
+def read_spec(source: str) -> ModelSpec:
+    """Read what the model of a checkpoint is, without its weights. Raises CheckpointError or ConfigError."""
+    directory = locate(source)
+    if (directory / native.SPEC).exists():
+        return native.read_spec(directory)
+    if (directory / "config.json").exists():
+        return huggingface.read_spec(directory)[0]
+    raise CheckpointError(f"{source}: neither {native.SPEC} nor config.json is there; not a checkpoint.")
+
+
+def model_spec(recipe: Recipe, tokenizer: Tokenizer | None) -> ModelSpec:
+    """Return the spec of the recipe's model; `tokenizer` is the loaded or trained one where there is one yet."""
+    if isinstance(recipe.model, LoadModel):
+        return read_spec(recipe.model.load)
+    vocab = vocabulary(recipe) or (tokenizer.vocab_size if tokenizer else 0)
+    return recipe.model.spec(vocab=vocab, context=default_context(recipe))

@@ -1,0 +1,345 @@
+"""What a recipe may say. It composes the rooms' own settings, so that each is declared once, where it is used."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
+
+from etymon.config import Config
+from etymon.data import BuiltinConversations, ConversationSource, DocumentsConfig
+from etymon.engine import EngineConfig
+from etymon.errors import ConfigError
+from etymon.evaluate import PerplexityConfig
+from etymon.families import family_named
+from etymon.serve import ServeConfig
+from etymon.spec import ModelSpec
+from etymon.train import AdamWConfig, Budget, MuonConfig, TrainConfig
+
+# -- data -------------------------------------------------------------------------------------------------------------
+
+
+class DataSection(DocumentsConfig):
+    """The documents. In `sources`, a bare string is a path, or `builtin`."""
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _bare_strings(cls, value: Any) -> Any:
+        return _as_sources(value)
+
+
+def _as_sources(value: Any) -> Any:
+    """Let a bare string stand for a source: `builtin`, or a path."""
+    if isinstance(value, str | dict):
+        value = [value]
+    if not isinstance(value, list | tuple):
+        return value
+    return [
+        ({"kind": "builtin"} if v == "builtin" else {"kind": "files", "path": v})
+        if isinstance(v, str)
+        else {"kind": "files"} | v
+        if isinstance(v, dict)
+        else v
+        for v in value
+    ]
+
+
+# -- tokenizer --------------------------------------------------------------------------------------------------------
+
+
+class TrainTokenizer(Config):
+    """A byte-level BPE vocabulary learned from the training documents."""
+
+    vocab_size: int = Field(default=4096, ge=262, le=1_000_000, description="At most so many tokens")
+    sample_bytes: int = Field(default=256 << 20, ge=1 << 10, description="Learned from a fair sample of so many bytes")
+
+
+class LoadTokenizer(Config):
+    """A tokenizer that exists: a directory with `tokenizer.json`, or that file."""
+
+    load: str = Field(min_length=1)
+
+
+def _load_or(other: str) -> Any:
+    def tag(value: Any) -> str:
+        loads = "load" in value if isinstance(value, dict) else hasattr(value, "load")
+        return "load" if loads else other
+
+    return Discriminator(tag)
+
+
+TokenizerSection = Annotated[
+    Annotated[TrainTokenizer, Tag("train")] | Annotated[LoadTokenizer, Tag("load")], _load_or("train")
+]
+
+# -- model ------------------------------------------------------------------------------------------------------------
+
+
+class NewModel(Config):
+    """A model of a family: a published `size`, or the family's dimensions by name (`dim: 256`), or both.
+
+    The vocabulary is the tokenizer's unless `vocab` is given, and the context that of pretraining unless given.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    family: str
+    size: str | None = None
+
+    @model_validator(mode="after")
+    def _dimensions_are_the_family_s(self) -> NewModel:
+        self.spec(vocab=1 << 20, context=1 << 20)  # raises ConfigError, which is a ValueError
+        return self
+
+    @property
+    def dimensions(self) -> dict[str, Any]:
+        """The dimensions that were given, by the family's names."""
+        return dict(self.__pydantic_extra__ or {})
+
+    def spec(self, vocab: int, context: int) -> ModelSpec:
+        """Return the spec; `vocab` and `context` hold where the recipe gives none. Raises ConfigError."""
+        family = family_named(self.family)
+        given = _checked_dimensions(self.family, self.dimensions)
+        defaults = {"vocab": vocab} | ({} if self.size else {"context": context})
+        return family.spec(self.size, **(defaults | given))
+
+
+def _checked_dimensions(family: str, given: dict[str, Any]) -> dict[str, Any]:
+    known = dimension_types(family)
+    if not given.keys() <= known.model_fields.keys():
+        family_named(family).spec(**given)  # raises the error that names the nearest dimension
+    try:
+        checked = known(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, message = ".".join(map(str, first["loc"])), first["msg"].replace("Input should be", "expected")
+        raise ConfigError(f"{family}: {name}: {message}; got {first['input']!r}") from None
+    return {key: getattr(checked, key) for key in given}
+
+
+@cache
+def dimension_types(family: str) -> type[Config]:
+    """Return a model of the family's dimensions: their types are those of its `build`, and counts are positive."""
+    build = family_named(family).build
+    hints = get_type_hints(build)
+    fields: dict[str, Any] = {}
+    for name in inspect.signature(build).parameters.keys() - {"name"}:
+        hint = hints[name]
+        if hint in (int, int | None):
+            hint = Annotated[int, Field(ge=1, le=1 << 40)] if hint is int else Annotated[int, Field(ge=1)] | None
+        fields[name] = (hint, None)
+    return create_model(f"{family} dimensions", __config__=ConfigDict(extra="forbid"), **fields)
+
+
+class LoadModel(Config):
+    """A checkpoint to continue from: a directory, or a hub id such as `org/name`."""
+
+    load: str = Field(min_length=1)
+
+
+ModelSection = Annotated[Annotated[NewModel, Tag("new")] | Annotated[LoadModel, Tag("load")], _load_or("new")]
+
+# -- training ---------------------------------------------------------------------------------------------------------
+
+
+class TrainSection(TrainConfig):
+    """What the training stages share. Without a budget a stage takes its share of the recipe's `minutes`."""
+
+    budget: Budget | None = None  # type: ignore[assignment]
+    batch_size: int = Field(default=32, ge=1, description="Rows of a batch")
+    context: int | None = Field(default=None, ge=2, description="Tokens of a row; the model's context if not given")
+
+    @model_validator(mode="after")
+    def _rows_divide(self) -> TrainSection:
+        if self.micro_batch is not None and self.batch_size % self.micro_batch:
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of micro_batch {self.micro_batch}. Choose micro_batch "
+                f"among {', '.join(str(n) for n in range(1, self.batch_size + 1) if self.batch_size % n == 0)}"
+            )
+        return self
+
+    def train_config(self, budget: Budget) -> TrainConfig:
+        """Return the settings of `fit` with this budget."""
+        own = {name: getattr(self, name) for name in TrainConfig.model_fields if name != "budget"}
+        return TrainConfig(budget=budget, **own)
+
+
+class PretrainSection(TrainSection):
+    """Pretraining on the documents."""
+
+
+class SftSection(TrainSection):
+    """Supervised fine-tuning on conversations. In `sources`, a bare string is a path, or `builtin`."""
+
+    sources: tuple[ConversationSource, ...] = Field(default=(BuiltinConversations(),), min_length=1)
+    optimizer: Annotated[AdamWConfig | MuonConfig, Field(discriminator="kind")] = MuonConfig(
+        lr=0.01, adamw=AdamWConfig(lr=1e-3, weight_decay=0.0)
+    )
+    overlength: Literal["error", "drop", "truncate", "split"] = Field(
+        default="error", description="What becomes of a conversation that is longer than the context"
+    )
+    train_on: Literal["assistant", "last"] = Field(default="assistant", description="Every reply, or the last one only")
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _bare_strings(cls, value: Any) -> Any:
+        return _as_sources(value)
+
+
+# -- after training ---------------------------------------------------------------------------------------------------
+
+
+class EvaluateSection(Config):
+    """What is measured, before and after fine-tuning and on int8."""
+
+    documents: int | None = Field(
+        default=None, ge=1, description="Held-out documents that are scored at most; null: all"
+    )
+    batch_tokens: int = Field(default=4096, ge=1, description="Tokens scored at a time")
+    questions: int = Field(default=25, ge=0, description="Of each kind, from each side of the split; 0: none are asked")
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="Longest answer; null: twice what the right one takes"
+    )
+    seed: int = 0
+    prompts: tuple[str, ...] = Field(default=(), description="Texts that the model continues, for the report's samples")
+    chats: tuple[str, ...] = Field(default=(), description="Questions that it answers, for the report's samples")
+    sample_tokens: int = Field(default=64, ge=1)
+
+
+class QuantizeSection(Config):
+    """int8 weights beside the full ones."""
+
+    kind: Literal["int8"] = "int8"
+
+
+# -- the whole --------------------------------------------------------------------------------------------------------
+
+
+class Recipe(Config):
+    """One run, from documents to a served model.
+
+    `minutes` is the dial of the whole run's wall-clock time: training stages without a budget share what it leaves.
+    A stage that is null (`sft: null`) is left out.
+    """
+
+    name: str = Field(pattern=r"^\w[\w.-]*$", max_length=100, description="Names the run")
+    seed: int = Field(default=0, ge=0)
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto: cuda where there is one"
+    )
+    run: str | None = Field(default=None, min_length=1, description="The run's directory; runs/<name> if not given")
+    minutes: float | None = Field(default=None, gt=0, description="Wall-clock time of the whole run")
+    data: DataSection | None = DataSection(held_out=0.05)
+    tokenizer: TokenizerSection = TrainTokenizer()
+    model: ModelSection
+    pretrain: PretrainSection | None = PretrainSection()
+    sft: SftSection | None = None
+    evaluate: EvaluateSection = EvaluateSection()
+    quantize: QuantizeSection | None = QuantizeSection()
+    engine: EngineConfig = EngineConfig()
+    serve: ServeConfig = ServeConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tokenizer_of_the_checkpoint(cls, value: Any) -> Any:
+        if isinstance(value, dict) and isinstance(value.get("model"), dict) and "load" in value["model"]:
+            return {"tokenizer": {"load": value["model"]["load"]}} | value
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Recipe:
+        for problem in _problems(self):
+            raise ValueError(problem)
+        return self
+
+    @property
+    def directory(self) -> Path:
+        """The run's directory."""
+        return Path(self.run) if self.run else Path("runs") / self.name
+
+    @property
+    def stages(self) -> dict[str, TrainSection]:
+        """The training stages of this recipe, by name and in order."""
+        found = {"pretrain": self.pretrain, "sft": self.sft}
+        return {name: section for name, section in found.items() if section is not None}
+
+
+def _problems(recipe: Recipe) -> list[str]:
+    """Return what does not fit together, as far as it can be seen without touching a file."""
+    problems = []
+    if isinstance(recipe.model, LoadModel) and isinstance(recipe.tokenizer, TrainTokenizer):
+        problems.append(
+            "model.load takes the weights of a checkpoint, whose ids mean what its own tokenizer says: a new tokenizer "
+            "would make them noise. Remove `tokenizer`, or give `tokenizer.load`"
+        )
+    if recipe.data is None and recipe.pretrain is not None:
+        problems.append("pretrain has no documents: give `data`, or set `pretrain: null`")
+    if recipe.data is None and isinstance(recipe.tokenizer, TrainTokenizer):
+        problems.append("the tokenizer has no documents to learn from: give `data`, or `tokenizer.load`")
+    if not recipe.stages and isinstance(recipe.model, NewModel):
+        problems.append("nothing trains this new model: give `pretrain` or `sft`, or a `model.load`")
+    for name, section in recipe.stages.items():
+        if section.budget is None and recipe.minutes is None:
+            problems.append(
+                f"how long is {name}? Give {name}.budget (steps, tokens, epochs or minutes), or `minutes` for the "
+                "whole run"
+            )
+    if isinstance(recipe.model, NewModel):
+        problems += _context_problems(recipe, recipe.model)
+    return problems
+
+
+def _context_problems(recipe: Recipe, model: NewModel) -> list[str]:
+    try:
+        spec = model.spec(vocab=vocabulary(recipe) or 1 << 20, context=default_context(recipe))
+    except ConfigError as error:
+        return [str(error)]
+    problems = context_problems(recipe, spec)
+    known = vocabulary(recipe)
+    if known is not None and spec.vocab < known:
+        problems.append(
+            f"model.vocab is {spec.vocab}, but the tokenizer may have {known} tokens (tokenizer.vocab_size). "
+            "Raise the one or lower the other"
+        )
+    return problems
+
+
+def context_problems(recipe: Recipe, spec: ModelSpec) -> list[str]:
+    """Return which of the recipe's contexts are longer than the model's."""
+    wanted = {f"{name}.context": section.context for name, section in recipe.stages.items()}
+    wanted["engine.context"] = recipe.engine.context
+    return [
+        f"{name} is {context}, but the model's context is {spec.context} (model.context). Raise the one or lower "
+        "the other"
+        for name, context in wanted.items()
+        if context is not None and context > spec.context
+    ]
+
+
+def default_context(recipe: Recipe) -> int:
+    """Return the context of a new model whose recipe does not give one."""
+    return max((s.context for s in recipe.stages.values() if s.context is not None), default=256)
+
+
+def vocabulary(recipe: Recipe) -> int | None:
+    """Return the most tokens that the recipe's own tokenizer can have; None for one that is loaded."""
+    return recipe.tokenizer.vocab_size if isinstance(recipe.tokenizer, TrainTokenizer) else None
+
+
+def perplexity_config(recipe: Recipe, spec: ModelSpec) -> PerplexityConfig:
+    """Return how held-out documents are scored: at the context of training."""
+    sections = list(recipe.stages.values())
+    context = (sections[0].context if sections else None) or spec.context
+    return PerplexityConfig(context=context, batch_tokens=recipe.evaluate.batch_tokens)
