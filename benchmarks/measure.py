@@ -1,0 +1,105 @@
+"""Measuring beside a peer: interleaved samples, their medians and ratios, and how busy the machine was with others."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import psutil
+
+
+@dataclass(frozen=True)
+class Span:
+    """A stretch of wall time; `foreign` is how many cores other processes kept busy in it."""
+
+    seconds: float
+    foreign: float
+
+
+class Stopwatch:
+    """Starts when it is made. Foreign load is all that the machine did less what this process and its children did."""
+
+    def __init__(self) -> None:
+        self._process = psutil.Process()
+        self._busy, self._own = _busy_seconds(), self._own_seconds()
+        self._start = time.perf_counter()
+
+    def stop(self) -> Span:
+        """Return the time since the start; may be called more than once."""
+        seconds = time.perf_counter() - self._start
+        foreign = (_busy_seconds() - self._busy) - (self._own_seconds() - self._own)
+        return Span(seconds, max(0.0, foreign) / seconds)
+
+    def _own_seconds(self) -> float:
+        t = self._process.cpu_times()
+        return t.user + t.system + getattr(t, "children_user", 0.0) + getattr(t, "children_system", 0.0)
+
+
+def _busy_seconds() -> float:
+    t = psutil.cpu_times()
+    return sum(t) - t.idle - getattr(t, "iowait", 0.0) - getattr(t, "guest", 0.0) - getattr(t, "guest_nice", 0.0)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measurement of one contestant in one round."""
+
+    value: float
+    seconds: float
+    foreign: float
+
+
+@dataclass
+class Rounds:
+    """What each contestant reached in each round, in `unit`. A round holds one sample of everybody, taken in turn."""
+
+    unit: str
+    samples: dict[str, list[Sample]] = field(default_factory=dict)
+
+    def add(self, name: str, value: float, span: Span) -> None:
+        """Record a sample of `name` in the current round."""
+        self.samples.setdefault(name, []).append(Sample(value, span.seconds, span.foreign))
+
+    def values(self, name: str) -> list[float]:
+        """Return the values of a contestant, by round."""
+        return [sample.value for sample in self.samples[name]]
+
+    def ratios(self, ours: str, theirs: str) -> list[float]:
+        """Return ours / theirs within each round, so that what the machine did meanwhile cancels out."""
+        return [a / b for a, b in zip(self.values(ours), self.values(theirs), strict=True)]
+
+    @property
+    def foreign(self) -> float:
+        """The mean number of cores that others kept busy, weighted by time."""
+        samples = [sample for row in self.samples.values() for sample in row]
+        return sum(s.foreign * s.seconds for s in samples) / sum(s.seconds for s in samples)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+def interleave(unit: str, contestants: Mapping[str, Callable[[], float]], rounds: int) -> Rounds:
+    """Call everybody in turn, `rounds` times after one round that does not count.
+
+    A contestant does its work and returns what it is worth: amounts (tokens) become amounts per second; 0 means that
+    the seconds themselves are the value.
+    """
+    result = Rounds(unit)
+    for number in range(rounds + 1):
+        for name, work in contestants.items():
+            clock = Stopwatch()
+            amount = work()
+            span = clock.stop()
+            if number:
+                result.add(name, amount / span.seconds if amount else span.seconds, span)
+    return result
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """Return "median (lowest – highest)"."""
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:,.{digits}f} ({low:,.{digits}f} – {high:,.{digits}f})"

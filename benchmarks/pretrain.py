@@ -1,0 +1,152 @@
+"""Pretraining beside nanoGPT and transformers: tokens per second, or with --to-loss the time to the same loss.
+
+    python benchmarks/pretrain.py --nanogpt nanoGPT
+    python benchmarks/pretrain.py --nanogpt nanoGPT --to-loss --minutes 8
+
+Speed: the same GPT-2 (equal weights, checked to give equal losses) on every side, fp32, one step being a batch,
+forward, backward, clipping and AdamW. etymon runs in its own `fit`; in between its steps the peers take theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import corpus
+import etymon
+from etymon.data import PretrainLoader
+from etymon.nn import Model
+from etymon.train import AdamWConfig
+from etymon.train.hardware import matmul_peak
+from measure import Rounds, Span, Stopwatch, spread
+from peers import NanoGPT, NanoRecipe, Shape, TransformersGPT2, fingerprint, load_nanogpt, share_weights
+from publish import Report, Table, arguments, parse
+from to_loss import add_arguments, held_out_loss, to_loss
+from turns import fit_in_turns
+
+OURS, COMPILED, EAGER, TRANSFORMERS = "etymon", "nanoGPT, compiled", "nanoGPT, eager", "transformers GPT-2"
+TARGETS = {COMPILED: 1.0, TRANSFORMERS: 1.4}
+RATE = 1e-4
+TOLERANCE = 2e-3  # nats; nanoGPT's GELU is exact, GPT-2's is the tanh approximation
+
+
+def main(argv: Sequence[str] | None = None) -> Report:
+    """Run the benchmark that the command line asks for."""
+    parser = arguments("Pretraining on the CPU, side by side with nanoGPT and transformers.")
+    parser.add_argument("--nanogpt", type=Path, required=True, help="a checkout of nanoGPT")
+    parser.add_argument("--text", type=Path, help="a text file in place of Python's standard library")
+    parser.add_argument("--batch", type=int, default=32, help="rows of 256 tokens in a step, on every side")
+    parser.add_argument("--steps", type=int, default=3, help="speed: steps of everybody in a round")
+    parser.add_argument("--to-loss", action="store_true", help="measure the time to nanoGPT's best loss instead")
+    add_arguments(parser)
+    options = parse(parser, argv)
+    report = to_loss(options) if options.to_loss else speed(options)
+    report.publish(options.results)
+    return report
+
+
+def speed(options: argparse.Namespace) -> Report:
+    """Measure tokens per second of a training step."""
+    shape = Shape(batch=options.batch)
+    rounds, steps, limit = options.rounds, options.steps, 4_000_000
+    if options.quick:
+        shape, rounds, steps, limit = Shape(layers=2, dim=64, heads=2, context=32, vocab=512, batch=4), 2, 2, 200_000
+    recipe = NanoRecipe(bias=True, beta2=0.95)
+    module = load_nanogpt(options.nanogpt)
+    with tempfile.TemporaryDirectory() as temporary:
+        text = corpus.prepare(
+            Path(temporary), text=options.text, vocab=shape.vocab, context=shape.context, windows=8, limit=limit
+        )
+        stream = text.stream()
+        eager = NanoGPT(module, shape, stream, recipe, compiled=False)
+        bare = TransformersGPT2(shape, stream, recipe)
+        share_weights(eager.model, bare.model)
+        bare.model.save_pretrained(Path(temporary) / "gpt2")
+        model, _ = etymon.load(Path(temporary) / "gpt2")
+        losses = {
+            OURS: held_out_loss(model, text.held_out),
+            EAGER: eager.loss(text.held_out),
+            TRANSFORMERS: bare.loss(text.held_out),
+        }
+        if max(losses.values()) - min(losses.values()) > TOLERANCE:
+            raise SystemExit(f"the sides do not compute the same function: losses of equal weights are {losses}")
+        contestants: dict[str, Callable[[float], float]] = {EAGER: eager.step, TRANSFORMERS: bare.step}
+        if not options.quick:  # compiling takes the better part of a minute
+            contestants[COMPILED] = NanoGPT(module, shape, stream, recipe, compiled=True).step
+        peak = matmul_peak("cpu", "fp32", 3.0)  # the longer, the less it depends on others
+        result = _race(model, text, shape, contestants, steps, rounds)
+    flops = model.spec.flops_per_token(shape.context)
+    return _report(options, shape, steps, result, losses, peak, flops, fingerprint(module))
+
+
+def _race(
+    model: Model,
+    text: corpus.Corpus,
+    shape: Shape,
+    contestants: dict[str, Callable[[float], float]],
+    steps: int,
+    rounds: int,
+) -> Rounds:
+    """Run everybody `steps` at a time, in turn, `rounds` times after one that does not count."""
+    result = Rounds("tokens/s")
+
+    def turn(model: Model, step: int, span: Span | None) -> None:
+        if step == steps:  # etymon's own round that does not count; the peers had theirs before the first step
+            return
+        if step:
+            assert span is not None
+            result.add(OURS, steps * shape.tokens / span.seconds, span)
+        for name, take_step in contestants.items():
+            clock = Stopwatch()
+            for _ in range(steps):
+                take_step(RATE)
+            span = clock.stop()
+            if step:
+                result.add(name, steps * shape.tokens / span.seconds, span)
+
+    loader = PretrainLoader(text.shards, shape.batch, shape.context)
+    optimizer = AdamWConfig(lr=RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    fit_in_turns(model, loader, steps=steps * (rounds + 1), every=steps, turn=turn, optimizer=optimizer)
+    return result
+
+
+def _report(
+    options: argparse.Namespace,
+    shape: Shape,
+    steps: int,
+    result: Rounds,
+    losses: dict[str, float],
+    peak: float,
+    flops: int,
+    nanogpt: str,
+) -> Report:
+    rows, verdicts = [], []
+    for name in result.samples:
+        ratios = result.ratios(OURS, name)
+        share = statistics.median(result.values(name)) * flops / peak
+        rows.append((name, spread(result.values(name), 0), "" if name == OURS else spread(ratios), f"{share:.0%}"))
+        if name in TARGETS:
+            reached = statistics.median(ratios) >= TARGETS[name]
+            verdicts.append(f"- {name}: target {TARGETS[name]}×, {'reached' if reached else 'NOT reached'}")
+    table = Table(
+        "Training step, tokens per second: median (lowest – highest) of the rounds",
+        ("", "tokens/s", "etymon / it, per round", f"of matmul peak ({peak / 1e9:.0f} GFLOP/s)"),
+        rows,
+    )
+    lines = [
+        "\n".join(verdicts),
+        f"Losses of equal weights on equal text: {', '.join(f'{k} {v:.5f}' for k, v in losses.items())}. "
+        f"Other processes kept {result.foreign:.2f} cores busy.",
+    ]
+    settings = asdict(shape) | {"steps a round": steps, "rounds": len(result.values(OURS)), "dtype": "fp32"}
+    settings |= {"threads": options.threads, "nanoGPT model.py": nanogpt}
+    data = {"rounds": result.to_dict(), "losses": losses, "matmul_flops": peak, "flops_per_token": flops}
+    return Report("pretrain-speed", "Pretraining on the CPU: tokens per second", settings, lines, [table], data)
+
+
+if __name__ == "__main__":
+    main()

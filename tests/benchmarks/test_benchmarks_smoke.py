@@ -1,0 +1,106 @@
+"""The benchmarks' own machinery: samples, curves and reports are what they say. No speed is asserted."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks_importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def test_rounds_interleave_and_ratios_are_within_a_round() -> None:
+    from measure import Rounds, Span, interleave
+
+    order: list[str] = []
+
+    def contestant(name: str):
+        def work() -> float:
+            order.append(name)
+            return 1.0
+
+        return work
+
+    result = interleave("x/s", {"a": contestant("a"), "b": contestant("b")}, rounds=2)
+    assert order == ["a", "b"] * 3  # the first round does not count
+    assert len(result.values("a")) == len(result.values("b")) == 2
+    assert result.foreign >= 0
+
+    rounds = Rounds("x/s")
+    for ours, theirs in ((4.0, 2.0), (30.0, 10.0)):
+        rounds.add("a", ours, Span(1.0, 0.0))
+        rounds.add("b", theirs, Span(3.0, 1.0))
+    assert rounds.ratios("a", "b") == [2.0, 3.0]
+    assert rounds.foreign == pytest.approx(0.75)
+
+
+def test_time_to_a_goal_is_interpolated() -> None:
+    from measure import Span
+    from to_loss import Curve
+
+    curve = Curve()
+    for seconds, loss in ((0.0, 8.0), (10.0, 5.0), (10.0, 4.0), (10.0, 4.5)):
+        curve.add(Span(seconds, 0.5), 1, loss)
+    assert curve.time_to(4.5) == pytest.approx(15.0)
+    assert curve.time_to(8.0) == 0.0
+    assert curve.time_to(3.9) is None
+    assert curve.best == 4.0
+    assert curve.foreign == pytest.approx(0.5)
+
+
+def test_recipe_changes_by_dotted_keys() -> None:
+    from to_loss import read_recipe
+
+    recipe = read_recipe(["optimizer.adamw.lr=0.002", "schedule.decay=0.4", "activation=gelu"])
+    assert recipe.optimizer.adamw.lr == 0.002
+    assert (recipe.schedule.decay, recipe.activation) == (0.4, "gelu")
+    with pytest.raises(SystemExit, match="lrr"):
+        read_recipe(["optimizer.lrr=0.1"])
+    with pytest.raises(SystemExit, match="optimiser"):
+        read_recipe(["optimiser.lr=0.1"])
+
+
+def test_held_out_windows_are_held_out(tmp_path: Path) -> None:
+    import corpus
+    from etymon.data import PretrainLoader
+
+    file = tmp_path / "text.txt"
+    file.write_text("".join(f"行 {i} is a line of its own.\n" for i in range(60_000)), encoding="utf-8")
+    made = corpus.prepare(tmp_path / "data", text=file, vocab=400, context=32, windows=5)
+    assert made.held_out.shape == (5, 33)
+    stream = made.stream().astype("<i4").tobytes()
+    window = made.held_out[2].numpy().astype("<i4").tobytes()
+    assert window not in stream
+    assert PretrainLoader(made.shards, 2, 32).batch(0).input_ids.shape == (2, 32)
+
+
+def test_missing_nanogpt_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import pretrain
+
+    with pytest.raises(SystemExit) as stop:
+        pretrain.main(["--nanogpt", str(tmp_path), "--quick", "--threads", "1"])
+    assert stop.value.code == 2
+    assert "git clone" in capsys.readouterr().err
+
+
+def test_quick_decode_writes_its_result(tmp_path: Path) -> None:
+    import decode
+
+    decode.main(["--quick", "--threads", "1", "--rows", "1", "2", "--results", str(tmp_path)])
+    page = next(tmp_path.glob("decode-*.md")).read_text(encoding="utf-8")
+    data = json.loads(next(tmp_path.glob("decode-*.json")).read_text(encoding="utf-8"))
+    assert "tiny, batch 2: transformers generate" in page
+    assert all(case["agreed"] == 1.0 for case in data["cases"])
+    assert {"cpu", "commit", "transformers"} <= data["machine"].keys()
+
+
+def test_no_benchmark_module_hides_another() -> None:
+    names = {path.stem for path in BENCHMARKS.glob("*.py")}
+    assert not names & set(sys.stdlib_module_names)
