@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from etymon.evaluate.formats import Item
 from etymon.evaluate.statistics import mcnemar_exact, paired_interval
-
-Row = Mapping[str, Any]  # a row of items-<model>.jsonl
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Comparison:
         }
 
 
-def compare_items(before: str, first: Sequence[Row], after: str, second: Sequence[Row]) -> Comparison:
+def compare_items(before: str, first: Sequence[Item], after: str, second: Sequence[Item]) -> Comparison:
     """Compare models `before` and `after` by their rows of `items-<model>.jsonl`, paired by id and prompt ids.
 
     An item whose prompt ids differ was rendered differently and is not the same question: it counts as unpaired.
@@ -80,7 +79,7 @@ def compare_items(before: str, first: Sequence[Row], after: str, second: Sequenc
     return Comparison(before, after, changes, len(first) + len(second) - 2 * paired)
 
 
-def _key(row: Row) -> tuple[str, tuple[int, ...]]:
+def _key(row: Item) -> tuple[str, tuple[int, ...]]:
     return row["id"], tuple(row["prompt_ids"])
 
 

@@ -7,33 +7,41 @@ from typing import Any
 
 from etymon.evaluate import wording
 from etymon.evaluate.record import BASE, HELD_OUT, MEMORISED, SPLIT_TITLES, TUNED, Record, split_of
+from etymon.evaluate.statistics import Z95
 
 View = dict[str, Any]
 
 
 def summary(record: Record) -> str:
     """Return the run in one sentence, made of what is known."""
-    parameters = record.model.get("parameters", {}).get("total")
-    who = f"A model of {wording.count(parameters)} parameters" if parameters else "A model"
+    parameters = (record.model or {}).get("parameters")
+    who = f"A model of {wording.count(parameters['total'])} parameters" if parameters else "A model"
     tokens = sum(stage.total("tokens") for stage in record.stages)
-    seconds = _seconds(record)
     said = [f"was trained on {wording.count(tokens)} tokens" if tokens else "has not been trained yet"]
-    if sources := record.data.get("sources"):
-        said.append(f"of {', '.join(list(sources)[:3])}{' and others' if len(sources) > 3 else ''}")
-    if seconds:
+    if record.data and record.data["sources"]:
+        names = list(record.data["sources"])
+        said.append(f"of {', '.join(names[:3])}{' and others' if len(names) > 3 else ''}")
+    if seconds := _seconds(record):
         said.append(f"in {wording.duration(seconds)}")
-    if cpu := record.environment.get("cpu"):
-        accelerators = record.environment.get("accelerators") or []
-        cores = record.environment.get("cores_usable")
-        said.append(f"on {accelerators[0]}" if accelerators else f"on {cores} cores of {cpu}" if cores else f"on {cpu}")
-    return f"{who} {' '.join(said)}."
+    return " ".join([who, *said, *_where(record)]) + "."
+
+
+def _where(record: Record) -> list[str]:
+    found = record.environment or {}
+    if accelerators := found.get("accelerators"):
+        return [f"on {accelerators[0]}"]
+    if "cpu" not in found:
+        return []
+    cores = found.get("cores_usable")
+    return [
+        f"on {found['cpu']}" if cores is None else f"on {cores} {'core' if cores == 1 else 'cores'} of {found['cpu']}"
+    ]
 
 
 def _seconds(record: Record) -> float:
     """Return how long the whole run took where that was recorded, else how long its training stages took."""
-    stages = record.timings.get("stages")
-    if isinstance(stages, list):
-        return float(sum(stage.get("seconds", 0) for stage in stages))
+    if record.timings:
+        return sum(stage["seconds"] for stage in record.timings["stages"])
     return sum(stage.total("seconds") for stage in record.stages)
 
 
@@ -44,13 +52,15 @@ def notices(record: Record) -> list[str]:
         if not stage.complete:
             notices.append(f"{stage.title} did not reach its end: its numbers are those of an unfinished run.")
     for result in record.tasks:
-        if result.get("overlap"):
+        if result["overlap"]:
             notices.append(
                 f"{result['overlap']} held-out questions of {result['model']} have the prompt of a memorised one: its "
                 "held-out accuracy is too good."
             )
-    if record.service and not record.service.get("ok"):
-        notices.append(f"The service check failed: {record.service.get('error', 'no reason was recorded')}")
+        if result["failed"]:
+            notices.append(f"{result['failed']} questions to {result['model']} ended in an error and count as wrong.")
+    if record.service and not record.service["ok"]:
+        notices.append(f"The service check failed: {record.service.get('error') or 'no reason was recorded'}")
     return notices
 
 
@@ -71,29 +81,30 @@ def _card(
 def _bits_card(record: Record) -> View:
     label = "Held-out bits per byte"
     scored = {entry["model"]: entry for entry in record.bits}
-    after = scored.get(BASE) or next(iter(reversed(scored.values())), None)
-    stage = next(iter(record.stages), None)
-    if after is None:
-        _, values = stage.column("held_out_bits_per_byte") if stage else ([], [])
-        if not values:
+    logged = record.stages[0].column("held_out_bits_per_byte")[1] if record.stages else []
+    if not scored:
+        if not logged:
             return _card(label, None, note="held-out documents have not been scored")
-        return _card(label, f"{values[-1]:.3f}", before=f"{values[0]:.3f}", note="as logged while training")
+        return _card(label, f"{logged[-1]:.3f}", before=f"{logged[0]:.3f}", note="as logged while training")
+    after = scored.get(BASE) or record.bits[-1]
     first = scored.get("untrained")
-    error = after.get("standard_error")
-    note = f"± {1.96 * error:.3f} over {wording.count(after['documents'])} documents" if error else ""
-    before = f"{first['bits_per_byte']:.3f}" if first and first is not after else None
-    if before is None and stage is not None:
-        _, values = stage.column("held_out_bits_per_byte")
-        before = f"{values[0]:.3f}" if values else None
-    return _card(
-        label, f"{after['bits_per_byte']:.3f}", before=before, note=f"{after['model']} model, {note}".rstrip(", ")
-    )
+    said = [f"{after['model']} model"]
+    if error := after["standard_error"]:
+        said.append(f"± {Z95 * error:.3f} over {wording.count(after['documents'])} documents")
+    if first is not None and first is not after:
+        return _card(
+            label, f"{after['bits_per_byte']:.3f}", before=f"{first['bits_per_byte']:.3f}", note=", ".join(said)
+        )
+    if logged:
+        said.append("before: as logged at the start of training")
+    before = f"{logged[0]:.3f}" if logged else None
+    return _card(label, f"{after['bits_per_byte']:.3f}", before=before, note=", ".join(said))
 
 
 def _accuracy_card(record: Record, split: str) -> View:
     label = f"Task accuracy, {SPLIT_TITLES[split]}"
     shares = {result["model"]: found for result in record.tasks if (found := split_of(result, split))}
-    after = shares.get(TUNED) or next(iter(reversed(shares.values())), None)
+    after = shares.get(TUNED) or (list(shares.values())[-1] if shares else None)
     if after is None:
         return _card(label, None, note="no questions have been asked")
     before = shares.get(BASE)
@@ -118,20 +129,20 @@ def _speed_card(record: Record) -> View:
 
 def _int8_card(record: Record) -> View:
     label = "int8"
-    before, after = record.int8.get("bytes_before"), record.int8.get("bytes_after")
-    if not before or not after:
+    if not record.int8:
         return _card(label, None, note="the model has not been quantised")
+    before, after = record.int8["bytes_before"], record.int8["bytes_after"]
     note = f"{wording.size(before)} → {wording.size(after)}"
     if (drift := record.int8_change) is not None:
         note += f", {wording.signed(drift)} bits per byte"
-    return _card(label, f"{before / after:.1f}× smaller", note=note)
+    return _card(label, f"{before / max(1, after):.1f}× smaller", note=note)
 
 
 def _service_card(record: Record) -> View:
     label = "Service"
     if not record.service:
         return _card(label, None, note="the service has not been checked")
-    good = bool(record.service.get("ok"))
+    good = record.service["ok"]
     seconds = record.service.get("seconds_to_first_token")
     note = f"first token after {wording.duration(seconds)}" if seconds is not None else ""
     return _card(label, "answers" if good else "fails", note=note, good=good)

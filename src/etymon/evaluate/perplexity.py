@@ -41,7 +41,7 @@ class PerplexityConfig(Config):
 
     context: int | None = Field(default=None, ge=2, description="Tokens of a window; the model's context if not set")
     stride: int | None = Field(default=None, ge=1, description="Tokens it moves by; half the context if not set")
-    batch_tokens: int = Field(default=4096, ge=1, description="Tokens at a time; the result does not depend on it")
+    batch_size: int = Field(default=16, ge=1, description="Full windows at a time; the result does not depend on it")
     max_documents: int | None = Field(default=None, ge=1, description="Score only the first so many documents")
 
 
@@ -164,7 +164,9 @@ def bits_per_byte(
     pending: list[_Window] = []
 
     def score_pending() -> None:
-        scores = score(model, [w.ids for w in pending], [w.start for w in pending], batch_tokens=config.batch_tokens)
+        scores = score(
+            model, [w.ids for w in pending], [w.start for w in pending], batch_tokens=config.batch_size * context
+        )
         for window, result in zip(pending, scores, strict=True):
             nats[window.place] -= result.logprob
         pending.clear()

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from etymon.errors import ConfigError, DataError
+from etymon.evaluate import formats
 
 STAGES = ("pretrain", "sft")
 MEMORISED, HELD_OUT = "memorised", "held_out"  # the splits of questions, in results and reports
@@ -19,6 +20,9 @@ SPLIT_TITLES = {MEMORISED: "memorised", HELD_OUT: "held out"}
 BASE, TUNED, SMALL = "pretrained", "fine-tuned", "int8"  # what stages call the models that they leave
 # The order in which a model appears in every table and figure; others follow in the order of their names.
 MODELS = ("untrained", BASE, TUNED, SMALL)
+
+_T = TypeVar("_T")
+_M = TypeVar("_M", formats.Bits, formats.Tasks, formats.Samples)
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Stage:
     name: str
     rows: list[dict[str, Any]]
     complete: bool
-    packing: dict[str, Any] = field(default_factory=dict)
+    packing: formats.Packing | None
 
     @property
     def title(self) -> str:
@@ -40,13 +44,10 @@ class Stage:
         _, values = self.column(name)
         return values[-1] if values else 0.0
 
-    def column(self, *names: str) -> tuple[list[float], list[float]]:
-        """Return (steps, values) of the first of `names` that any row has, skipping rows without a finite value."""
-        for name in names:
-            pairs = [(row["step"], row[name]) for row in self.rows if _is_number(row.get(name))]
-            if pairs:
-                return [float(step) for step, _ in pairs], [float(value) for _, value in pairs]
-        return [], []
+    def column(self, name: str) -> tuple[list[float], list[float]]:
+        """Return the (steps, values) of a column, without the rows that have no finite value in it."""
+        pairs = [(row["step"], row[name]) for row in self.rows if _is_number(row.get(name))]
+        return [float(step) for step, _ in pairs], [float(value) for _, value in pairs]
 
 
 @dataclass(frozen=True)
@@ -54,48 +55,29 @@ class Record:
     """Everything read from a run directory; what was absent is None or empty, what was broken is in `broken`."""
 
     path: Path
-    recipe_text: str | None
-    recipe: dict[str, Any]
-    environment: dict[str, Any]
-    data: dict[str, Any]
-    shards: dict[str, dict[str, Any]]
-    model: dict[str, Any]
-    timings: dict[str, Any]
+    recipe: str | None
+    environment: formats.Environment | None
+    data: formats.Manifest | None
+    conversations: formats.ConversationCounts | None
+    shards: dict[str, formats.Shards]
+    model: formats.ModelSizes | None
+    timings: formats.Timings | None
     stages: list[Stage]
-    bits: list[dict[str, Any]]
-    tasks: list[dict[str, Any]]
-    items: dict[str, list[dict[str, Any]]]
-    samples: list[dict[str, Any]]
-    int8: dict[str, Any]
-    service: dict[str, Any]
+    bits: list[formats.Bits]
+    tasks: list[formats.Tasks]
+    items: dict[str, list[formats.Item]]
+    samples: list[formats.Samples]
+    int8: formats.Int8 | None
+    service: formats.Service | None
     broken: list[str] = field(default_factory=list)
 
     @property
     def int8_change(self) -> float | None:
         """Bits per byte of the int8 model less those of the model that it was made from, if both were scored."""
-        scored = {entry["model"]: float(entry["bits_per_byte"]) for entry in self.bits}
-        original = self.int8.get("original", TUNED if TUNED in scored else BASE)
+        scored = {entry["model"]: entry["bits_per_byte"] for entry in self.bits}
+        original = self.int8.get("original") if self.int8 else None
+        original = original or (TUNED if TUNED in scored else BASE)
         return scored[SMALL] - scored[original] if SMALL in scored and original in scored else None
-
-
-def split_of(result: Mapping[str, Any], split: str) -> Mapping[str, Any] | None:
-    """Return the counts of `split` in a `tasks-<model>.json`."""
-    return next((entry for entry in result.get("splits", []) if entry["split"] == split), None)
-
-
-def kind_of(result: Mapping[str, Any], split: str, kind: str) -> Mapping[str, Any] | None:
-    """Return the counts of `kind` and `split` in a `tasks-<model>.json`."""
-    return next((e for e in result.get("kinds", []) if e["split"] == split and e["kind"] == kind), None)
-
-
-def result_file(run: Path, what: str, model: str, suffix: str) -> Path:
-    """Return where a result of `model` lies: `run/evaluate/<what>-<model>.<suffix>`.
-
-    Raises ConfigError for a name that is not a plain file name: letters, digits, `_`, `.` and `-`.
-    """
-    if not re.fullmatch(r"\w[\w.-]*", model):
-        raise ConfigError(f"{model!r} cannot name a model in files: use letters, digits, '_', '.' and '-'.")
-    return run / "evaluate" / f"{what}-{model}.{suffix}"
 
 
 def read_record(run: Path) -> Record:
@@ -108,23 +90,28 @@ def read_record(run: Path) -> Record:
         raise DataError(f"{run}: there is no such run directory. Give the directory that `etymon run` wrote.")
     reader = _Reader(run)
     evaluate = run / "evaluate"
-    recipe_text = reader.text(run / "recipe.yaml")
+    bits = reader.json(evaluate / "bits_per_byte.json", formats.BitsFile)
+    tasks = [reader.json(path, formats.Tasks) for path in sorted(evaluate.glob("tasks-*.json"))]
+    samples = [reader.json(path, formats.Samples) for path in sorted(evaluate.glob("samples-*.json"))]
     record = Record(
         path=run,
-        recipe_text=recipe_text,
-        recipe=reader.parse(run / "recipe.yaml", recipe_text, yaml.safe_load),
-        environment=reader.json(run / "environment.json"),
-        data=reader.json(run / "data" / "manifest.json"),
+        recipe=reader.text(run / "recipe.yaml"),
+        environment=reader.json(run / "environment.json", formats.Environment),
+        data=reader.json(run / "data" / "manifest.json", formats.Manifest),
+        conversations=reader.json(run / "data" / "conversations.json", formats.ConversationCounts),
         shards=reader.shards(),
-        model=reader.json(evaluate / "model.json"),
-        timings=reader.json(evaluate / "timings.json"),
+        model=reader.json(evaluate / "model.json", formats.ModelSizes),
+        timings=reader.json(evaluate / "timings.json", formats.Timings),
         stages=[stage for name in STAGES if (stage := reader.stage(run / name)) is not None],
-        bits=_ordered(reader.json(evaluate / "bits_per_byte.json").get("models", [])),
-        tasks=_ordered([reader.json(path) for path in sorted(evaluate.glob("tasks-*.json"))]),
-        items={path.stem.removeprefix("items-"): reader.lines(path) for path in sorted(evaluate.glob("items-*.jsonl"))},
-        samples=_ordered([reader.json(path) for path in sorted(evaluate.glob("samples-*.json"))]),
-        int8=reader.json(evaluate / "int8.json"),
-        service=reader.json(evaluate / "service.json"),
+        bits=_in_order(bits["models"] if bits else []),
+        tasks=_in_order([result for result in tasks if result]),
+        items={
+            path.stem.removeprefix("items-"): reader.rows(path, formats.Item)
+            for path in sorted(evaluate.glob("items-*.jsonl"))
+        },
+        samples=_in_order([result for result in samples if result]),
+        int8=reader.json(evaluate / "int8.json", formats.Int8),
+        service=reader.json(evaluate / "service.json", formats.Service),
         broken=reader.broken,
     )
     if not reader.found:
@@ -135,90 +122,107 @@ def read_record(run: Path) -> Record:
     return record
 
 
+def split_of(result: formats.Tasks, split: str) -> formats.Split | None:
+    """Return the counts of `split`, if such questions were asked."""
+    return next((entry for entry in result["splits"] if entry["split"] == split), None)
+
+
+def kind_of(result: formats.Tasks, split: str, kind: str) -> formats.Kind | None:
+    """Return the counts of `kind` and `split`, if such questions were asked."""
+    return next((entry for entry in result["kinds"] if (entry["split"], entry["kind"]) == (split, kind)), None)
+
+
+def result_file(run: Path, what: str, model: str, suffix: str) -> Path:
+    """Return where a result of `model` lies: `run/evaluate/<what>-<model>.<suffix>`.
+
+    Raises ConfigError for a name that is not a plain file name: letters, digits, `_`, `.` and `-`.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", model):
+        raise ConfigError(f"{model!r} cannot name a model in files: use letters, digits, '_', '.' and '-'.")
+    return run / "evaluate" / f"{what}-{model}.{suffix}"
+
+
 class _Reader:
-    """Reads what is there and remembers which files were and which could not be read."""
+    """Reads what is there, and remembers which files were there and which could not be used."""
 
     def __init__(self, run: Path) -> None:
         self.run = run
-        self.found: list[str] = []
+        self.found: list[Path] = []
         self.broken: list[str] = []
 
     def text(self, path: Path) -> str | None:
         if not path.is_file():
             return None
-        self.found.append(self._name(path))
+        self.found.append(path)
         try:
             return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            self._break(path, error)
+            self._break(path, str(error))
             return None
 
-    def parse(self, path: Path, text: str | None, parser: Callable[[str], Any]) -> dict[str, Any]:
-        """Return the mapping that `text` holds; an empty one where there is no text or no mapping in it."""
-        if text is None:
-            return {}
-        try:
-            value = parser(text)
-        except (ValueError, yaml.YAMLError) as error:
-            self._break(path, error)
-            return {}
-        if not isinstance(value, dict):
-            self._break(path, f"a mapping was expected, not {type(value).__name__}")
-            return {}
-        return value
-
-    def json(self, path: Path) -> dict[str, Any]:
-        return self.parse(path, self.text(path), json.loads)
-
-    def lines(self, path: Path) -> list[dict[str, Any]]:
-        """Return the rows of a JSONL file; a torn last line (the writer was killed) is not an error, others are."""
+    def json(self, path: Path, kind: type[_T]) -> _T | None:
+        """Return the file's content as a `kind`; None where it is absent or something else."""
         text = self.text(path)
-        rows = list(self._rows(path, (text or "").split("\n")))
-        return [row for row in rows if isinstance(row, dict)]
+        if text is None:
+            return None
+        try:
+            return TypeAdapter(kind).validate_python(json.loads(text))
+        except (ValueError, RecursionError) as error:
+            self._break(path, _why(error))
+            return None
+
+    def rows(self, path: Path, kind: type[_T]) -> list[_T]:
+        """Return the rows of a JSONL file; a torn last line (the writer was killed) is no fault, another one is."""
+        adapter = TypeAdapter(kind)
+        lines = (self.text(path) or "").split("\n")
+        rows = []
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                rows.append(adapter.validate_python(json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                if number < len(lines):
+                    self._break(path, f"line {number}: {_why(error)}")
+        return rows
 
     def stage(self, directory: Path) -> Stage | None:
         path = directory / "metrics.jsonl"
         if not path.is_file():
             return None
-        rows = [row for row in self.lines(path) if _is_number(row.get("step"))]
-        rows.sort(key=lambda row: row["step"])
-        packing = self.json(directory / "packing.json")
-        return Stage(directory.name, rows, complete=(directory / "COMPLETE").exists(), packing=packing)
+        rows = [row for row in self.rows(path, dict[str, Any]) if _is_number(row.get("step"))]
+        rows.sort(key=lambda row: float(row["step"]))
+        packing = self.json(directory / "packing.json", formats.Packing)
+        return Stage(directory.name, rows, (directory / "COMPLETE").exists(), packing)
 
-    def shards(self) -> dict[str, dict[str, Any]]:
+    def shards(self) -> dict[str, formats.Shards]:
         """Return the manifests of token shards, which lie in folders somewhere below `data/`, by the folder's path."""
-        data = self.run / "data"
-        found = {
-            path.parent.relative_to(data).as_posix(): self.json(path)
-            for path in sorted(data.glob("*/**/manifest.json"))
-        }
-        return {name: manifest for name, manifest in found.items() if "tokens" in manifest and "documents" in manifest}
+        return {path.parent.relative_to(self.run / "data").as_posix(): shards for path, shards in self._shards()}
 
-    def _rows(self, path: Path, lines: list[str]) -> Iterator[Any]:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                if number < len(lines):
-                    self._break(path, f"line {number}: {error}")
+    def _shards(self) -> Iterator[tuple[Path, formats.Shards]]:
+        for path in sorted((self.run / "data").glob("*/**/manifest.json")):
+            if shards := self.json(path, formats.Shards):
+                yield path, shards
 
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self.run).as_posix()
-
-    def _break(self, path: Path, why: object) -> None:
-        self.broken.append(f"{self._name(path)}: {why}")
+    def _break(self, path: Path, why: str) -> None:
+        self.broken.append(f"{path.relative_to(self.run).as_posix()}: {why}")
 
 
-def _ordered(results: Any) -> list[dict[str, Any]]:
-    """Sort results that carry a model's name: the known models in order of their life, then the others by name."""
-    named = [result for result in results if isinstance(result, dict) and isinstance(result.get("model"), str)]
+def _why(error: Exception) -> str:
+    """Return the fault in a line; of several, the first."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return ": ".join(part for part in (".".join(map(str, first["loc"])), first["msg"]) if part)
+    return str(error)
+
+
+def _in_order(results: Sequence[_M]) -> list[_M]:
+    """Sort results: those of the known models in order of their life, then the others by name."""
     place = {name: i for i, name in enumerate(MODELS)}
-    return sorted(named, key=lambda result: (place.get(result["model"], len(MODELS)), result["model"]))
+    return sorted(results, key=lambda result: (place.get(result["model"], len(MODELS)), result["model"]))
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return value == value and abs(value) != float("inf")

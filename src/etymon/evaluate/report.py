@@ -63,7 +63,7 @@ def _view(record: Record) -> dict[str, Any]:
     """Return everything that the templates show; a section that has nothing to show is None."""
     return {
         "name": record.path.resolve().name,
-        "created": str(record.environment.get("created", ""))[:16].replace("T", " "),
+        "created": (record.environment or {}).get("created", "")[:16].replace("T", " "),
         "version": etymon.__version__,
         "summary": headline.summary(record),
         "notices": headline.notices(record),
@@ -78,5 +78,5 @@ def _view(record: Record) -> dict[str, Any]:
         "int8": sections.int8(record),
         "service": sections.service(record),
         "environment": sections.machine(record),
-        "recipe": record.recipe_text,
+        "recipe": record.recipe,
     }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from etymon.evaluate import plots, wording
+from etymon.evaluate import formats, plots, wording
 from etymon.evaluate.comparison import compare_items
 from etymon.evaluate.plots import Bar, Line
 from etymon.evaluate.record import (
@@ -24,6 +24,7 @@ from etymon.evaluate.record import (
     kind_of,
     split_of,
 )
+from etymon.evaluate.statistics import Z95
 
 View = dict[str, Any]
 
@@ -68,17 +69,17 @@ def bits(record: Record) -> View | None:
     """Return bits per byte of every model, whole and by source."""
     if not record.bits:
         return None
-    sources = list(dict.fromkeys(source for entry in record.bits for source in entry.get("sources", {})))
+    sources = list(dict.fromkeys(source for entry in record.bits for source in entry["sources"]))
     most = max(entry["bits_per_byte"] for entry in record.bits)
     first = record.bits[0]
 
-    def cell(score: Mapping[str, Any] | None) -> View | None:
+    def cell(score: formats.Score | None) -> View | None:
         if score is None:
             return None
-        error = score.get("standard_error")
+        error = score["standard_error"]
         return {
             "value": f"{score['bits_per_byte']:.3f}",
-            "error": f"± {1.96 * error:.3f}" if error else "",
+            "error": f"± {Z95 * error:.3f}" if error else "",
             "width": 92 * score["bits_per_byte"] / most if most else 0,
         }
 
@@ -86,7 +87,7 @@ def bits(record: Record) -> View | None:
         "models": [_model(entry["model"]) for entry in record.bits],
         "rows": [{"label": "all documents", "cells": [cell(entry) for entry in record.bits], "strong": True}]
         + [
-            {"label": source, "cells": [cell(entry.get("sources", {}).get(source)) for entry in record.bits]}
+            {"label": source, "cells": [cell(entry["sources"].get(source)) for entry in record.bits]}
             for source in (sources if len(sources) > 1 else [])
         ],
         "perplexities": [f"{entry['model']} {wording.number(entry['perplexity'])}" for entry in record.bits],
@@ -124,20 +125,20 @@ def tasks(record: Record) -> View | None:
                 for kind in kinds
             ),
         ],
-        "check": results[-1].get("check", ""),
-        "unfinished": [(r["model"], r["unfinished"]) for r in results if r.get("unfinished")],
+        "check": results[-1]["check"],
+        "unfinished": [(r["model"], r["unfinished"]) for r in results if r["unfinished"]],
         "comparisons": _comparisons(record),
         "answers": _answers(record),
     }
 
 
-def _accuracy_figure(results: Sequence[Mapping[str, Any]], kinds: Sequence[str], split: str) -> View:
+def _accuracy_figure(results: Sequence[formats.Tasks], kinds: Sequence[str], split: str) -> View:
     shown = [result for result in results if result["model"] != SMALL] or list(results)
     groups = []
     for place, kind in enumerate(kinds, 1):
         cells = [(result["model"], kind_of(result, split, kind)) for result in shown[-2:]]
         entries = [
-            Bar(cell["accuracy"], tuple(cell["interval"]), _series(model), f"{cell['correct']} of {cell['count']}")
+            Bar(cell["accuracy"], cell["interval"], _series(model), f"{cell['correct']} of {cell['count']}")
             for model, cell in cells
             if cell
         ]
@@ -178,14 +179,14 @@ def _answers(record: Record, each: int = 5) -> View | None:
     model = next((name for name in (TUNED, *reversed(list(record.items))) if record.items.get(name)), None)
     if model is None:
         return None
-    held = [row for row in record.items[model] if row.get("split") == HELD_OUT]
+    held = [row for row in record.items[model] if row["split"] == HELD_OUT]
     if not held:
         return None
     picked = [row for right in (True, False) for row in _spread([r for r in held if bool(r["correct"]) is right], each)]
     rows = [
         {
             "kind": row["kind"].replace("_", " "),
-            "question": row["messages"][-1]["content"] if row.get("messages") else "",
+            "question": row["messages"][-1].get("content", "") if row["messages"] else "",
             "expected": row["expected"],
             "output": row["output"],
             "correct": row["correct"],
@@ -195,9 +196,9 @@ def _answers(record: Record, each: int = 5) -> View | None:
     return {"model": model, "rows": rows}
 
 
-def _spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+def _spread(rows: Sequence[formats.Item], count: int) -> list[formats.Item]:
     """Pick `count` rows, going round the kinds."""
-    by_kind: dict[str, list[dict[str, Any]]] = {}
+    by_kind: dict[str, list[formats.Item]] = {}
     for row in rows:
         by_kind.setdefault(row["kind"], []).append(row)
     depth = max((len(group) for group in by_kind.values()), default=0)
@@ -229,8 +230,8 @@ def _turns(prompt: Any) -> list[tuple[str, str]]:
     return [(str(message.get("role", "")), str(message.get("content", ""))) for message in prompt]
 
 
-def _written(written: Mapping[str, Any]) -> View:
-    return {"text": written["text"], "cut": written.get("finish") == "length"}
+def _written(written: formats.Written) -> View:
+    return {"text": written["text"], "cut": written["finish"] == "length"}
 
 
 # ---------------------------------------------------------------------------------------------- how it was made
@@ -304,20 +305,23 @@ def _last(stage: Stage, name: str) -> str:
 
 
 def _packing(stage: Stage) -> str:
-    efficiency = stage.packing.get("efficiency")
-    return f"{100 * efficiency:.1f} %" if efficiency is not None else ""
+    efficiency = (stage.packing or {}).get("efficiency")
+    return "" if efficiency is None else f"{100 * efficiency:.1f} %"
 
 
 def _overlength(stage: Stage) -> str:
-    if "samples" not in stage.packing:
+    found = stage.packing or {}
+    if "samples" not in found:
         return ""
-    counts = (wording.count(stage.packing.get(name, 0)) for name in ("dropped", "truncated", "split"))
-    return f"{', '.join(counts)} of {wording.count(stage.packing['samples'])}"
+    counts = (found.get("dropped", 0), found.get("truncated", 0), found.get("split", 0))
+    return f"{', '.join(map(wording.count, counts))} of {wording.count(found['samples'])}"
 
 
 def tokenizer(record: Record) -> View | None:
     """Return how many bytes of text a token stands for: in the token shards, and in each held-out source."""
-    found: list[tuple[str, Mapping[str, Any]]] = [(f"token shards, {name}", shards) for name, shards in record.shards.items()]
+    found: list[tuple[str, formats.Score | formats.Shards]] = [
+        (f"token shards, {name}", shards) for name, shards in record.shards.items()
+    ]
     if record.bits:
         scored = record.bits[0]
         found.append(("held-out documents", scored))
@@ -337,17 +341,16 @@ def tokenizer(record: Record) -> View | None:
         }
         for label, share, entry in shares
     ]
-    vocab = record.model.get("vocab") or next(
-        (s["vocab_size"] for s in record.shards.values() if "vocab_size" in s), None
-    )
+    vocabularies = [shards["vocab_size"] for shards in record.shards.values()]
+    vocab = (record.model or {}).get("vocab", vocabularies[0] if vocabularies else None)
     return {"vocab": wording.count(vocab) if vocab else None, "rows": rows}
 
 
 def data(record: Record) -> View | None:
     """Return what was read and what became of it, by source and reason."""
-    sources: dict[str, dict[str, int]] = record.data.get("sources", {})
-    if not sources:
+    if not record.data or not record.data["sources"]:
         return None
+    sources = record.data["sources"]
     reasons = list(dict.fromkeys(reason for counts in sources.values() for reason in counts if reason not in _KEPT))
     columns = ["read", *reasons, "kept"]
 
@@ -355,7 +358,6 @@ def data(record: Record) -> View | None:
         return [wording.count(counts.get(column, 0)) for column in columns]
 
     totals = {column: sum(counts.get(column, 0) for counts in sources.values()) for column in columns}
-    splits = record.data.get("splits", {})
     return {
         "columns": [column.replace("_", " ") for column in columns],
         "rows": [
@@ -365,18 +367,26 @@ def data(record: Record) -> View | None:
                 for name, counts in (sources.items() if len(sources) > 1 else [])
             ),
         ],
-        "splits": [
-            f"{name.replace('_', '-')} documents: {wording.count(split['documents'])}, {wording.size(split['bytes'])}"
-            for name, split in splits.items()
-        ],
-        "shards": [
-            f"token shards, {name}: {wording.count(shards['tokens'])} tokens in {wording.count(shards['documents'])} documents"
-            for name, shards in record.shards.items()
-        ],
+        "sizes": _sizes(record),
     }
 
 
 # ---------------------------------------------------------------------------------------------- what it became
+
+
+def _sizes(record: Record) -> list[str]:
+    """Return how much there is of everything, a phrase each."""
+    splits = record.data["splits"] if record.data else {}
+    said = [
+        f"{name.replace('_', '-')} documents: {wording.count(split['documents'])}, {wording.size(split['bytes'])}"
+        for name, split in splits.items()
+    ]
+    for name, shards in record.shards.items():
+        tokens, documents = wording.count(shards["tokens"]), wording.count(shards["documents"])
+        said.append(f"token shards, {name}: {tokens} tokens in {documents} documents")
+    if record.conversations:
+        said.append(f"conversations: {wording.count(record.conversations['conversations'])}")
+    return said
 
 
 def int8(record: Record) -> View | None:
@@ -384,26 +394,18 @@ def int8(record: Record) -> View | None:
     measured = record.int8
     if not measured:
         return None
-    rows: list[tuple[str, str]] = []
-    if measured.get("bytes_before") and measured.get("bytes_after"):
-        ratio = measured["bytes_before"] / measured["bytes_after"]
-        rows.append(
-            (
-                "size",
-                f"{wording.size(measured['bytes_before'])} → {wording.size(measured['bytes_after'])} ({ratio:.2f}×)",
-            )
-        )
+    before, after = measured["bytes_before"], measured["bytes_after"]
+    rows = [("size", f"{wording.size(before)} → {wording.size(after)} ({before / max(1, after):.2f}×)")]
     if (change := record.int8_change) is not None:
         rows.append(("change in held-out bits per byte", wording.signed(change, 4)))
-    wanted: list[tuple[str, str, Callable[[float], str]]] = [
-        ("max_logit", "largest change of a logit", wording.number),
-        ("mean_logit", "mean change of a logit", wording.number),
-        ("kl_bits", "divergence of the predictions, bits per token", wording.number),
-        ("agreement", "same likeliest token", lambda share: f"{100 * share:.2f} %"),
-        ("positions", "compared over tokens", wording.count),
-    ]
-    drift = measured.get("drift", measured)
-    rows += [(label, written(drift[key])) for key, label, written in wanted if drift.get(key) is not None]
+    if drift := measured.get("drift"):
+        rows += [
+            ("largest change of a logit", wording.number(drift["max_logit"])),
+            ("mean change of a logit", wording.number(drift["mean_logit"])),
+            ("divergence of the predictions, bits per token", wording.number(drift["kl_bits"])),
+            ("same likeliest token", f"{100 * drift['agreement']:.2f} %"),
+            ("compared at", f"{wording.count(drift['positions'])} tokens"),
+        ]
     return {"rows": rows}
 
 
@@ -412,47 +414,53 @@ def service(record: Record) -> View | None:
     checked = record.service
     if not checked:
         return None
-    rows = [("answers", "yes" if checked.get("ok") else "no")]
-    rows += [("error", str(checked["error"]))] if checked.get("error") else []
-    rows += [("model", str(checked["model"]))] if checked.get("model") else []
-    for key, label in (
-        ("seconds_to_ready", "ready after"),
-        ("seconds_to_first_token", "first token after"),
-        ("seconds", "whole answer after"),
-    ):
-        if checked.get(key) is not None:
-            rows.append((label, wording.duration(checked[key])))
-    if checked.get("tokens_per_second") is not None:
-        rows.append(("tokens per second", wording.number(checked["tokens_per_second"])))
+    rows = [("answers", "yes" if checked["ok"] else "no")]
+    words = {
+        "error": checked.get("error"),
+        "model": checked.get("model"),
+        "OpenAI's client was told": checked.get("openai_client"),
+    }
+    rows += [(label, word) for label, word in words.items() if word]
+    times = {
+        "ready after": checked.get("seconds_to_ready"),
+        "first token after": checked.get("seconds_to_first_token"),
+        "whole answer after": checked.get("seconds"),
+    }
+    rows += [(label, wording.duration(seconds)) for label, seconds in times.items() if seconds is not None]
+    if (speed := checked.get("tokens_per_second")) is not None:
+        rows.append(("tokens per second", wording.number(speed)))
     return {"rows": rows, "turns": _turns(checked.get("messages", [])), "answer": checked.get("answer")}
 
 
 def machine(record: Record) -> View | None:
     """Return the environment, the model and the time of each stage as rows of (name, value)."""
-    found = record.environment
-    rows: list[tuple[str, str]] = []
-    if found:
-        cores = f"{found.get('cores_usable')} usable, {found.get('threads')} threads"
-        rows += [
-            ("processor", str(found.get("cpu"))),
-            ("cores", cores),
-            ("vector instructions", str(found.get("cpu_capability"))),
-        ]
-        rows += [("memory", wording.size(found["memory_bytes"]))] if found.get("memory_bytes") else []
-        rows += [("accelerators", ", ".join(found["accelerators"]))] if found.get("accelerators") else []
-        for precision, flops in (found.get("matmul_flops") or {}).items():
-            rows.append((f"matmul peak, {precision}", f"{flops / 1e9:,.0f} GFLOP/s, measured"))
-        rows += [("system", str(found.get("system"))), ("Python", str(found.get("python")))]
-        rows += list((found.get("packages") or {}).items())
-        rows += [("commit", found["commit"])] if found.get("commit") else []
-    timed = record.timings.get("stages")
-    times = [(stage["name"], wording.duration(stage["seconds"])) for stage in timed] if isinstance(timed, list) else []
+    timed = record.timings["stages"] if record.timings else []
     model = [
         (label, wording.count(value) if isinstance(value, int) else str(value))
-        for label, value in _flat(record.model)
-        if value is not None
+        for label, value in _flat(record.model or {})
     ]
+    rows = _installed(record.environment) if record.environment else []
+    times = [(stage["name"], wording.duration(stage["seconds"])) for stage in timed]
     return {"rows": rows, "model": model, "times": times} if rows or times or model else None
+
+
+def _installed(found: formats.Environment) -> list[tuple[str, str]]:
+    known: dict[str, object] = {
+        "accelerators": ", ".join(found.get("accelerators", [])),
+        "processor": found.get("cpu"),
+        "cores": f"{found.get('cores_usable', '?')} usable, {found.get('threads', '?')} threads",
+        "vector instructions": found.get("cpu_capability"),
+        "memory": wording.size(found["memory_bytes"]) if "memory_bytes" in found else None,
+        **{
+            f"matmul peak, {precision}": f"{flops / 1e9:,.0f} GFLOP/s, measured"
+            for precision, flops in (found.get("matmul_flops") or {}).items()
+        },
+        "system": found.get("system"),
+        "Python": found.get("python"),
+        **found.get("packages", {}),
+        "commit": found.get("commit"),
+    }
+    return [(label, str(value)) for label, value in known.items() if value]
 
 
 # ---------------------------------------------------------------------------------------------- small things
@@ -476,7 +484,7 @@ def _model(name: str) -> View:
     return {"name": name, "series": _series(name)}
 
 
-def _accuracy(cell: Mapping[str, Any] | None) -> View | None:
+def _accuracy(cell: formats.Split | None) -> View | None:
     if cell is None:
         return None
     return {

@@ -12,12 +12,13 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from etymon.data import Conversation
 from etymon.engine import Completion, Engine, Request, Sampling
 from etymon.errors import DataError
 from etymon.evaluate.comparison import Comparison, compare_items
+from etymon.evaluate.formats import Item
 from etymon.evaluate.record import HELD_OUT, MEMORISED, result_file
 from etymon.evaluate.statistics import wilson_interval
 from etymon.files import atomic_path, write_json
@@ -47,6 +48,10 @@ class Verdict:
     output_ids: list[int]
     finish: str
     correct: bool
+
+    def to_dict(self) -> Item:
+        """Return a line of `items-<model>.jsonl`."""
+        return cast(Item, asdict(self))
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ class TaskResult:
         path = result_file(run, "items", self.model, "jsonl")
         with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             for verdict in self.verdicts:
-                file.write(json.dumps(asdict(verdict), ensure_ascii=False) + "\n")
+                file.write(json.dumps(verdict.to_dict(), ensure_ascii=False) + "\n")
         write_json(result_file(run, "tasks", self.model, "json"), self.to_dict())
 
 
@@ -175,7 +180,7 @@ def normalise(text: str) -> str:
 
 def compare(before: TaskResult, after: TaskResult) -> Comparison:
     """Compare two models item by item, the splits apart."""
-    first, second = ([asdict(verdict) for verdict in result.verdicts] for result in (before, after))
+    first, second = ([verdict.to_dict() for verdict in result.verdicts] for result in (before, after))
     return compare_items(before.model, first, after.model, second)
 
 
