@@ -325,12 +325,17 @@ class Engine:
 
 
 def _allocate(model: Model, slots: int, context: int) -> State:
-    state = model.new_state(slots, context)
-    if model.device.type == "cpu":  # its zeros take no memory before they are written
-        available = psutil.virtual_memory().available
-        if state.nbytes > available:
-            raise ConfigError(
-                f"engine: {slots} slots of {context} tokens need {state.nbytes / 1e9:.1f} GB for keys and values, but "
-                f"{available / 1e9:.1f} GB are free: lower engine.slots or engine.context."
-            )
-    return state
+    needed = model.new_state(1, context).nbytes * slots
+    available = _available_bytes(model.device)
+    if needed > available:
+        raise ConfigError(
+            f"engine: {slots} slots of {context} tokens need {needed / 1e9:.1f} GB for keys and values, but "
+            f"{available / 1e9:.1f} GB are free: lower engine.slots or engine.context."
+        )
+    return model.new_state(slots, context)
+
+
+def _available_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)

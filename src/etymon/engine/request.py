@@ -98,7 +98,7 @@ def _refusal(error: ValidationError) -> RequestError:
     where = ".".join(str(part) for part in place) or "sampling"
     message = first["msg"].removeprefix("Value error, ")
     if not place:
-        return RequestError(f"{message[0].upper()}{message[1:]}.", param="min_tokens")
+        return RequestError(f"{message}.", param="min_tokens")
     return RequestError(f"{where}: {message} (got {str(first['input'])[:80]!r}).", param=param)
 
 

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from etymon.engine import Request, Sampling
+from etymon.engine.sampler import Sampler
+from etymon.engine.sequence import Sequence
+
+DEVICE = torch.device("cpu")
+
+
+def sequences(count: int, prompt: list[int] | None = None, **settings: Any) -> list[Sequence]:
+    return [
+        Sequence(
+            i,
+            Request(prompt or [0], Sampling(**({"seed": i} | settings))),
+            index=0,
+            forks=0,
+            context=1000,
+            text=None,
+            stop_ids={2, 3},
+        )
+        for i in range(count)
+    ]
+
+
+def definition(logits: Tensor, s: Sampling) -> Tensor:
+    """The distribution by the papers' words, one token after the other."""
+    p = (logits.double() / s.temperature).softmax(0)
+    order = p.argsort(descending=True, stable=True).tolist()
+    if s.top_k:
+        order = order[: s.top_k]
+    total = sum(float(p[i]) for i in order)
+    kept, mass = [], 0.0
+    for i in order:
+        if kept and mass >= s.top_p * total:
+            break
+        kept.append(i)
+        mass += float(p[i])
+    kept = [i for i in kept if float(p[i]) >= s.min_p * float(p.max())]
+    result = torch.zeros_like(p)
+    result[kept] = p[kept]
+    return result / result.sum()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temperature": 0.5},
+        {"temperature": 3},
+        {"top_k": 1},
+        {"top_k": 4},
+        {"top_k": 500},
+        {"top_p": 0.6},
+        {"top_p": 0},
+        {"min_p": 0.2},
+        {"top_k": 6, "top_p": 0.7, "min_p": 0.1, "temperature": 1.5},
+        {"top_p": 0.95, "min_p": 0.3, "temperature": 2},
+    ],
+    ids=str,
+)
+def test_tokens_are_drawn_from_the_defined_distribution(settings: dict[str, Any]) -> None:
+    draws, vocab = 6000, 12
+    logits = torch.randn(vocab, generator=torch.Generator().manual_seed(1)) * 1.5
+    expected = definition(logits, Sampling(**settings))
+    sampler = Sampler(vocab, set(), DEVICE)
+    tokens, _ = sampler.sample(logits.repeat(draws, 1), sequences(draws, **settings))
+    counts = torch.bincount(torch.tensor(tokens), minlength=vocab).double()
+    assert not counts[expected == 0].any()
+    deviation = (counts - draws * expected).abs() / (draws * expected * (1 - expected) + 1).sqrt()
+    assert deviation.max() < 4.5
+
+
+@pytest.mark.parametrize("spread", [0.01, 1.0, 8.0])
+@pytest.mark.parametrize("top_p", [0.1, 0.5, 0.95])
+def test_the_nucleus_of_a_large_vocabulary_is_exact_whether_flat_or_peaked(spread: float, top_p: float) -> None:
+    vocab, draws = 2000, 1000
+    logits = torch.randn(vocab, generator=torch.Generator().manual_seed(2)) * spread
+    expected = definition(logits, Sampling(top_p=top_p))
+    tokens, _ = Sampler(vocab, set(), DEVICE).sample(logits.repeat(draws, 1), sequences(draws, top_p=top_p))
+    drawn = torch.tensor(tokens)
+    assert (expected[drawn] > 0).all()
+    # the share of draws in the better half of the nucleus, by probability
+    better = expected >= expected[expected > 0].median()
+    share = float(expected[better].sum())
+    assert abs(float(better[drawn].double().mean()) - share) < 5 * math.sqrt(0.25 / draws)
+
+
+def test_every_row_of_a_mixed_batch_gets_what_it_gets_alone() -> None:
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 0},
+        {},
+        {"top_k": 3},
+        {"top_p": 0.4},
+        {"min_p": 0.5},
+        {"top_k": 7, "top_p": 0.5},
+        {"repetition_penalty": 1.7},
+        {"logit_bias": {5: 3.0}},
+        {"logprobs": 3},
+        {"min_tokens": 4},
+        {"presence_penalty": 1.0, "frequency_penalty": 0.5, "top_p": 0.9},
+    ]
+    generator = torch.Generator().manual_seed(3)
+    mixed = [sequences(1, [4, 5], seed=i, **kind)[0] for i, kind in enumerate(kinds)]
+    alone = [sequences(1, [4, 5], seed=i, **kind)[0] for i, kind in enumerate(kinds)]
+    together, single = Sampler(900, {2, 3}, DEVICE), Sampler(900, {2, 3}, DEVICE)
+    for _ in range(20):
+        logits = torch.randn(len(kinds), 900, generator=generator) * 2
+        tokens, reports = together.sample(logits.clone(), mixed)
+        for row, sequence in enumerate(alone):
+            (token,), (report,) = single.sample(logits[row : row + 1].clone(), [sequence])
+            assert token == tokens[row]
+            assert (report is None) == (reports[row] is None)
+        for sequence, token in zip(mixed + alone, tokens + tokens, strict=True):
+            sequence.ids.append(token)
+
+
+def test_a_flat_and_a_settled_nucleus_share_a_batch() -> None:
+    logits = torch.stack([torch.zeros(2000), torch.linspace(0, -400, 2000), torch.linspace(0, -1, 2000)])
+    rows = [sequences(1, top_p=0.5)[0], sequences(1, top_p=0.5)[0], sequences(1, top_k=2)[0]]
+    tokens, _ = Sampler(2000, set(), DEVICE).sample(logits, rows)
+    assert tokens[1] <= 3
+    assert tokens[2] < 2
+
+
+def greedy_token(logits: Tensor, generated: list[int], prompt: list[int], **settings: Any) -> int:
+    (sequence,) = sequences(1, prompt, temperature=0, **settings)
+    sampler = Sampler(len(logits), {2, 3}, DEVICE)
+    for token in generated:  # penalties follow what was generated since the last call
+        sampler.sample(logits[None].clone(), [sequence])
+        sequence.ids.append(token)
+    (token,), _ = sampler.sample(logits[None].clone(), [sequence])
+    return token
+
+
+def test_repetition_penalty_divides_positive_and_multiplies_negative_logits_of_prompt_and_output() -> None:
+    logits = torch.tensor([-9.0, 2.0, -9.0, -9.0, 1.1, 1.05])
+    assert greedy_token(logits, [], [0]) == 1
+    assert greedy_token(logits, [], [1], repetition_penalty=2) == 4
+    assert greedy_token(logits, [4], [1], repetition_penalty=2) == 5
+    assert greedy_token(torch.tensor([-3.0, -2.0, -9.0, -9.0]), [1], [3], repetition_penalty=2) == 0
+
+
+def test_presence_counts_once_and_frequency_each_time_and_neither_counts_the_prompt() -> None:
+    logits = torch.tensor([-9.0, 2.0, -9.0, -9.0, 1.3])
+    assert greedy_token(logits, [], [1, 1, 1], presence_penalty=1, frequency_penalty=1) == 1
+    assert greedy_token(logits, [1, 1, 1], [0], presence_penalty=0.6) == 1
+    assert greedy_token(logits, [1], [0], presence_penalty=0.8) == 4
+    assert greedy_token(logits, [1, 1], [0], frequency_penalty=0.3) == 1
+    assert greedy_token(logits, [1, 1, 1], [0], frequency_penalty=0.3) == 4
+
+
+def test_bias_is_added_and_ends_are_banned_before_min_tokens() -> None:
+    logits = torch.tensor([0.0, 1.0, 5.0, 4.0])
+    assert greedy_token(logits, [], [0]) == 2
+    assert greedy_token(logits, [], [0], logit_bias={1: 4.5}) == 1
+    assert greedy_token(logits, [], [0], logit_bias={2: -100.0, 3: -100.0}) == 1
+    assert greedy_token(logits, [1], [0], min_tokens=2) == 1
+    assert greedy_token(logits, [1, 1], [0], min_tokens=2) == 2
+    assert greedy_token(logits, [], [0], min_tokens=2, ignore_eos=False) == 1
+
+
+def test_reported_logprobs_are_the_models_own() -> None:
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(4)) * 3
+    wanted = logits[0].log_softmax(0)
+    settings = {"temperature": 3.0, "top_k": 2, "repetition_penalty": 2.0, "logit_bias": {7: 50.0}, "logprobs": 5}
+    (token,), (report,) = Sampler(50, set(), DEVICE).sample(logits.clone(), sequences(1, [7], **settings))
+    assert report is not None
+    assert report.id == token == 7
+    assert report.logprob == pytest.approx(float(wanted[7]), abs=1e-5)
+    assert [i for i, _ in report.top] == wanted.topk(5).indices.tolist()
+    assert [value for _, value in report.top] == pytest.approx(wanted.topk(5).values.tolist(), abs=1e-5)
+
+
+def test_padded_vocabulary_is_never_chosen_and_broken_logits_are_reported() -> None:
+    logits = torch.zeros(4, 20)
+    logits[:, 15] = 9.0
+    logits[2, 3] = math.nan
+    logits[3, 3] = math.inf
+    rows = [sequences(1, temperature=0)[0], *sequences(3)]
+    tokens, _ = Sampler(10, set(), DEVICE).sample(logits, rows)
+    assert tokens[0] < 10
+    assert tokens[1] < 10
+    assert tokens[2:] == [-1, -1]
