@@ -39,16 +39,12 @@ class Attention(nn.Module):
         op = self.op
         B, T, _ = x.shape
         qkv_BTHD = self.qkv(x).view(B, T, op.heads + 2 * op.kv_heads, op.head_dim)
-        if op.qk_norm is None:
-            qk_BTHD, v_BTGD = qkv_BTHD.split((op.heads + op.kv_heads, op.kv_heads), 2)
-        else:
-            q_BTHD, k_BTGD, v_BTGD = qkv_BTHD.split((op.heads, op.kv_heads, op.kv_heads), 2)
-            assert self.q_norm is not None
-            assert self.k_norm is not None
-            qk_BTHD = torch.cat((self.q_norm(q_BTHD), self.k_norm(k_BTGD)), 2)
+        q_BTHD, k_BTGD, v_BTGD = qkv_BTHD.split((op.heads, op.kv_heads, op.kv_heads), 2)
+        if self.q_norm is not None and self.k_norm is not None:
+            q_BTHD, k_BTGD = self.q_norm(q_BTHD), self.k_norm(k_BTGD)
         if op.rope is not None:
-            qk_BTHD = rotate(qk_BTHD, *layout.rotary(op.rope, qk_BTHD.dtype))
-        q_BTHD, k_BTGD = qk_BTHD.split((op.heads, op.kv_heads), 2)
+            cos, sin = layout.rotary(op.rope, q_BTHD.dtype)
+            q_BTHD, k_BTGD = rotate(q_BTHD, cos, sin), rotate(k_BTGD, cos, sin)
         if cell is None:
             k_BGSD, v_BGSD = k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
         else:

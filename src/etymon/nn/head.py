@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etymon import spec
+from etymon.nn import gemm
 from etymon.nn.linear import Linear
 
 IGNORE = -100  # the target of a position at which nothing is trained
@@ -68,7 +69,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, hidden.shape[0], rows):
                 h = hidden[start : start + rows]
                 t = targets[start : start + rows, None]
-                logits = F.linear(h, weight, None if bias is None else bias.to(h.dtype)).float()
+                logits = gemm.linear(h, weight, None if bias is None else bias.to(h.dtype)).float()
                 log_z = logits.logsumexp(1, keepdim=True)
                 loss += (log_z - logits.gather(1, t)).sum()
                 if not (needs[0] or needs[1]):
@@ -79,11 +80,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     d_bias += d_logits.sum(0)
                 d_logits = d_logits.to(h.dtype)
                 if d_hidden is not None:
-                    torch.mm(d_logits, weight, out=d_hidden[start : start + rows])
-                if d_weight is not None and d_logits.dtype == torch.float32:
-                    d_weight.addmm_(d_logits.T, h)
-                elif d_weight is not None:
-                    d_weight += d_logits.T @ h
+                    d_hidden[start : start + rows] = gemm.matmul(d_logits, weight)
+                if d_weight is not None:
+                    d_weight += gemm.matmul(d_logits.T, h)
         ctx.grads = (d_hidden, d_weight, d_bias)  # type: ignore[attr-defined]
         ctx.weight_dtype = weight.dtype  # type: ignore[attr-defined]
         return loss

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
+
+from etymon.nn import gemm
 
 
 class Linear(nn.Linear):
@@ -15,3 +17,7 @@ class Linear(nn.Linear):
     def __init__(self, in_features: int, parts: tuple[int, ...], bias: bool) -> None:
         super().__init__(in_features, sum(parts), bias=bias)
         self.parts = parts
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Apply to `input` [..., in_features]."""
+        return gemm.linear(input, self.weight, self.bias)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,9 +53,29 @@ def rotary_table(rope: spec.Rope, positions: Tensor, dtype: torch.dtype) -> tupl
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate channel pairs (i, i + n) of `x` [batch, time, heads, head_dim]; channels past 2n pass through."""
+    return _Rotate.apply(x, cos, sin) if x.requires_grad else _rotate(x, cos, sin)
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int = 1) -> Tensor:
     n = cos.shape[-1]
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     a, b = x[..., :n], x[..., n : 2 * n]
-    parts = [a * cos - b * sin, b * cos + a * sin]
+    torch.mul(a, cos, out=y[..., :n]).addcmul_(b, sin, value=-sign)
+    torch.mul(b, cos, out=y[..., n : 2 * n]).addcmul_(a, sin, value=sign)
     if 2 * n < x.shape[-1]:
-        parts.append(x[..., 2 * n :])
-    return torch.cat(parts, -1)
+        y[..., 2 * n :] = x[..., 2 * n :]
+    return y
+
+
+class _Rotate(torch.autograd.Function):
+    """The gradient of a rotation is the rotation back, so nothing but cos and sin is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _rotate(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _rotate(dy, cos, sin, sign=-1), None, None

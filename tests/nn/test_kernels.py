@@ -1,0 +1,84 @@
+"""Hand-written gradients against autograd's own, and both matrix-product paths against each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from etymon.nn import gemm
+from etymon.nn.ffn import gated
+from etymon.nn.norm import RMSNorm
+from etymon.nn.position import rotary_table, rotate
+from etymon.spec import Rope
+
+
+def same_gradients(ours: Callable[..., Tensor], composite: Callable[..., Tensor], *inputs: Tensor) -> None:
+    """Outputs and the gradients of a random projection of them agree to 1e-5 relative."""
+    inputs = tuple(t.requires_grad_() for t in inputs)
+    a, b = ours(*inputs), composite(*inputs)
+    assert (a - b).abs().max() < 1e-5 * b.abs().max()
+    projection = torch.randn_like(a)
+    for x, y in zip(
+        torch.autograd.grad((a * projection).sum(), inputs),
+        torch.autograd.grad((b * projection).sum(), inputs),
+        strict=True,
+    ):
+        assert (x - y).abs().max() < 1e-5 * y.abs().max()
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+def test_rms_norm() -> None:
+    norm = RMSNorm(48, 1e-3)
+
+    def ours(x: Tensor, weight: Tensor) -> Tensor:
+        norm.weight.data = weight.detach()
+        return torch.func.functional_call(norm, {"weight": weight}, (x,))
+
+    same_gradients(ours, lambda x, w: F.rms_norm(x, (48,), w, 1e-3), torch.randn(3, 5, 48) * 3, torch.randn(48))
+
+
+@pytest.mark.parametrize("rotated", [16, 8])
+def test_rotation(rotated: int) -> None:
+    cos, sin = rotary_table(Rope(dim=rotated), torch.arange(9)[None], torch.float32)
+
+    def composite(x: Tensor) -> Tensor:
+        turned = torch.complex(x[..., : rotated // 2], x[..., rotated // 2 : rotated]) * torch.complex(cos, sin)
+        return torch.cat([turned.real, turned.imag, x[..., rotated:]], -1)
+
+    same_gradients(lambda x: rotate(x, cos, sin), composite, torch.randn(2, 9, 3, 16))
+
+
+@pytest.mark.parametrize("activation", [F.silu, F.gelu, F.relu])
+def test_gated(activation: Callable[[Tensor], Tensor]) -> None:
+    def composite(x: Tensor) -> Tensor:
+        return activation(x[..., :20]) * x[..., 20:]
+
+    same_gradients(lambda x: gated(x, activation), composite, torch.randn(4, 7, 40))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN")
+@pytest.mark.parametrize(("wide", "narrow"), [(40, 24), (24, 40)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_onednn_products(monkeypatch: pytest.MonkeyPatch, wide: int, narrow: int, bias: bool) -> None:
+    monkeypatch.setattr(gemm, "onednn_preferred", lambda: True)
+    x, weight = torch.randn(3, 11, wide), torch.randn(narrow, wide)
+    inputs = (x, weight, torch.randn(narrow)) if bias else (x, weight)
+    same_gradients(gemm.linear, F.linear, *inputs)
+    assert torch.allclose(gemm.matmul(x[0], weight.T), x[0] @ weight.T, atol=1e-4)
+    wide_rows = torch.randn(64, wide)
+    assert torch.allclose(gemm.matmul(wide_rows.T, wide_rows), wide_rows.T @ wide_rows, atol=1e-4)
+
+
+def test_products_in_half_precision_and_under_autocast_stay_with_torch() -> None:
+    x, weight = torch.randn(32, 16, dtype=torch.bfloat16), torch.randn(8, 16, dtype=torch.bfloat16)
+    assert torch.equal(gemm.linear(x, weight), F.linear(x, weight))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert gemm.linear(x.float(), weight.float()).dtype == torch.bfloat16
