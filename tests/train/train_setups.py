@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from etymon.data.batch import Batch
+from etymon.data import Batch
 from etymon.nn import Model, build
 from etymon.spec import LM, Attention, Block, Embed, Gated, ModelSpec, RMSNorm, Rope, Stack, Sub
 from etymon.train import AdamWConfig, Budget, Constant, TrainConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from etymon.data.batch import Batch
+from etymon.data import Batch
 from etymon.nn import Model
 
 

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from etymon.data.batch import Batch
+from etymon.data import Batch
 from etymon.nn import Model
 
 

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -21,11 +21,9 @@ from etymon.files import atomic_directory, write_json
 from etymon.hub import save_model
 from etymon.hub.native import read_weights, stored_names
 from etymon.nn import Model
+from etymon.text import Tokenizer
 from etymon.train.hardware import Precision
 from etymon.train.optimizers import load_optimizer_tensors, optimizer_tensors
-
-if TYPE_CHECKING:
-    from etymon.text.tokenizer import Tokenizer
 
 OPTIMIZER, RECORD = "optimizer.safetensors", "trainer.json"
 

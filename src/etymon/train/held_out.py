@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from etymon.data.batch import Loader
+from etymon.data import Loader
 from etymon.errors import DataError
 from etymon.nn import Model
 from etymon.objectives import CausalLM, Objective

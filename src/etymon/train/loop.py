@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
-import signal
 import statistics
-import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from safetensors.torch import save_file
 
-from etymon.data.batch import Batch, Loader
+from etymon.data import Batch, Loader
 from etymon.errors import CheckpointError, TrainingError
 from etymon.files import atomic_directory, write_json
 from etymon.nn import Model
 from etymon.objectives import Objective
+from etymon.text import Tokenizer
 from etymon.train.checkpoint import (
     Position,
     RunRecord,
@@ -48,14 +45,13 @@ from etymon.train.hardware import (
     matmul_peak,
     memory_in_use,
 )
+from etymon.train.lookahead import batches_ahead
 from etymon.train.metrics import Metrics, Row
 from etymon.train.optimizers import build_optimizers, set_learning_rate
-from etymon.train.progress import Progress, describe
+from etymon.train.progress import Progress, describe, say
 from etymon.train.schedules import steps_of
+from etymon.train.signals import Signals
 from etymon.train.step import apply_gradient, bad_parameters, compute_gradient, seed_step
-
-if TYPE_CHECKING:
-    from etymon.text.tokenizer import Tokenizer
 
 
 class Hook(Protocol):
@@ -128,7 +124,7 @@ def fit(
                 "Restore them, or train in another directory."
             )
         if (run / "COMPLETE").exists():
-            _say(f"{run} is complete after {found[1].position.step} steps: nothing to do")
+            say(f"{run} is complete after {found[1].position.step} steps: nothing to do")
             load_checkpoint(found[0], model, None)
             return _result(run, found[0], found[1].position)
     return _Run(model, loader, objective, config, run, settings, hooks, tokenizer).train(found)
@@ -139,7 +135,7 @@ def _find(run: Path, resume: bool) -> tuple[Path, Trainer] | None:
         if list_checkpoints(run) or (run / "COMPLETE").exists():
             raise TrainingError(f"{run} already holds a run. Continue it with --resume, or give another directory.")
         return None
-    found = newest_checkpoint(run, _say)
+    found = newest_checkpoint(run, say)
     if found is None and (run / "COMPLETE").exists():
         raise CheckpointError(f"{run} is marked COMPLETE but its checkpoints are gone. Train in another directory.")
     return found
@@ -158,10 +154,6 @@ def _settings(model: Model, loader: Loader, objective: Objective, config: TrainC
 
 def _result(run: Path, checkpoint: Path, position: Position) -> FitResult:
     return FitResult(run, checkpoint, position.step, position.tokens, position.seconds, position.loss)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -195,30 +187,32 @@ class _Run:
     started: float = field(default_factory=time.perf_counter)
 
     def train(self, found: tuple[Path, Trainer] | None) -> FitResult:
-        self.run.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(self.run)
         self.model.train()
         device = str(self.model.device)
-        with _Signals() as signals, Metrics(self.run, found[1].position.step if found else -1) as metrics:
+        done = found[1].position.step if found else None
+        with _alone(self.run), Signals() as signals, Metrics(self.run, done) as metrics:
+            remove_leftovers(self.run)
             if found is None:
                 position = Position(step=0)
                 record = self._begin(metrics, device)
                 checkpoint = self._save(record, position)
             else:
                 checkpoint, position, record = found[0], found[1].position, found[1].run
-                self._prepare(record.precision, record.matrix_precision, record.compiled)
+                self._prepare(record.precision, record.matrix_precision)
+                if record.compiled:
+                    self._compile()
                 load_checkpoint(checkpoint, self.model, self.optimizers)
-                _say(f"resuming {self.run} from step {position.step} of {record.total_steps}")
+                say(f"resuming {self.run} from step {position.step} of {record.total_steps}")
                 for line in differences(record.environment, dict(environment(device))):
-                    _say(
+                    say(
                         f"warning: not the machine of the earlier steps ({line}): weights may differ in their last bits"
                     )
             return self._loop(record, position, checkpoint, metrics, signals)
 
-    def _prepare(self, precision: Precision, matrix_precision: Precision, compiled: bool) -> None:
+    def _prepare(self, precision: Precision, matrix_precision: Precision) -> None:
         self.precision = precision
         self.optimizers = build_optimizers(self.model, self.config.optimizer, muon_dtype=DTYPES[matrix_precision])
-        self.callee = cast(Model, torch.compile(self.model)) if compiled else self.model
+        self.callee = self.model
         # the peak is measured here so that it never falls between two steps
         self.peak = matmul_peak(str(self.model.device), precision)
 
@@ -227,13 +221,11 @@ class _Run:
         precision = choose_precision(self.config.precision, device)
         # Newton-Schulz only needs directions: bf16 does (Jordan et al. 2024), whatever the precision of the model
         matrix_precision: Precision = "bf16" if bf16_pays(device) else "fp32"
-        self._prepare(precision, matrix_precision, compiled=False)
+        self._prepare(precision, matrix_precision)
         hook_results, hook_seconds = self._call_hooks(self.hooks, 0, final=False)
         if hook_results:
             metrics.write({"step": 0, **hook_results})
         total, compiled = self._plan(hook_seconds)
-        if compiled:
-            self._prepare(precision, matrix_precision, compiled)
         return RunRecord(
             total_steps=total,
             precision=precision,
@@ -251,27 +243,49 @@ class _Run:
             math.ceil(budget.tokens / per_step) if budget.tokens else None,
             math.ceil(budget.epochs * self.loader.steps_per_epoch) if budget.epochs else None,
         ]
-        known = min((n for n in limits if n is not None), default=None)
-        compiled = self.config.compile == "on"
+        steps = min((n for n in limits if n is not None), default=None)
+        compiled = self._compile_pays(steps)
+        if compiled:
+            self._compile()
         if budget.minutes is not None:
             step_seconds = self._time_step(0.02 * budget.minutes * 60)
             left = budget.minutes * 60 * 0.98 - (time.perf_counter() - self.started)  # 2% for checkpoints
             for hook, seconds in zip(self.hooks, hook_seconds, strict=True):
+                left -= seconds  # the final call
                 if isinstance(hook.every, int):
                     step_seconds += seconds / hook.every
                 else:
                     left -= seconds / hook.every
             affordable = max(1, int(left / step_seconds))
-            known = affordable if known is None else min(known, affordable)
-        assert known is not None, "a budget has at least one limit"
-        return known, compiled
+            steps = affordable if steps is None else min(steps, affordable)
+        assert steps is not None, "a budget has at least one limit"
+        return steps, compiled
+
+    def _compile_pays(self, steps: int | None) -> bool:
+        """Whether to compile, for "auto".
+
+        Never on a CPU: a 6-layer model of width 384 took 20 to 75 s to compile for 5,200 tokens/s where eager mode had
+        5,500 (bf16, 2 cores); attention, loss and optimizer are fused kernels already. On CUDA small kernels dominate
+        eager mode, so compiling pays once a run is longer than a few times the minute that compiling takes.
+        """
+        if self.config.compile != "auto" or self.model.device.type != "cuda":
+            return self.config.compile == "on"
+        minutes = self.config.budget.minutes
+        expected = [60 * minutes] if minutes is not None else []
+        if steps is not None:
+            expected.append(steps * self._time_step(2.0))
+        return min(expected) > 300
+
+    def _compile(self) -> None:
+        # the parameters and the names in checkpoints stay those of the model itself
+        self.callee = cast(Model, torch.compile(self.model))
 
     def _time_step(self, seconds: float) -> float:
         """Return the seconds of one update, measured on real batches for about `seconds`; leaves no trace."""
         saved = {name: tensor.clone() for name, tensor in weights(self.model).items()}
         times: list[float] = []
         deadline = time.perf_counter() + seconds
-        with _batches(self.loader, 0, 12) as batches:
+        with batches_ahead(self.loader, 0, 12) as batches:
             for step, batch in batches:
                 start = time.perf_counter()
                 self._update(batch, step, total=1_000_000)
@@ -290,29 +304,37 @@ class _Run:
         config = self.config
         seed_step(config.seed, step)
         lr = set_learning_rate(self.optimizers, config.schedule.factor(step, total))
-        gradient = compute_gradient(
-            self.callee,
-            self.objective,
-            batch,
-            micro_batch=config.micro_batch,
-            clip=config.clip,
-            precision=self.precision,
-        )
+        try:
+            gradient = compute_gradient(
+                self.callee,
+                self.objective,
+                batch,
+                micro_batch=config.micro_batch,
+                clip=config.clip,
+                precision=self.precision,
+            )
+        except torch.OutOfMemoryError:
+            rows = config.micro_batch or self.loader.batch_size
+            raise TrainingError(
+                f"out of memory with {rows} rows of {self.loader.context} tokens at a time. Set micro_batch "
+                f"below {rows}: it changes memory, not what is learned."
+            ) from None
         if not gradient.finite:
             self._refuse(batch, step, gradient.loss, gradient.norm)
         apply_gradient(self.optimizers)
         return {"loss": gradient.loss, "lr": lr, "grad_norm": gradient.norm, "clipped_norm": gradient.clipped_norm}
 
     def _loop(
-        self, record: RunRecord, position: Position, checkpoint: Path, metrics: Metrics, signals: _Signals
+        self, record: RunRecord, position: Position, checkpoint: Path, metrics: Metrics, signals: Signals
     ) -> FitResult:
         total, config = record.total_steps, self.config
         device = str(self.model.device)
         flops = self.model.spec.flops_per_token(self.loader.context)
         elapsed, begun, first = position.seconds, self.started, position.step
+        loop_begun = time.perf_counter()
         tokens, trained, loss = position.tokens, position.trained_tokens, position.loss
         window = _Window()
-        with Progress(self.run.name, total) as progress, _batches(self.loader, position.step, total) as batches:
+        with Progress(self.run.name, total) as progress, batches_ahead(self.loader, position.step, total) as batches:
             for index, batch in batches:
                 start = time.perf_counter()
                 row = self._update(batch, index, total)
@@ -332,10 +354,11 @@ class _Run:
                     "memory_bytes": memory_in_use(device),
                     "seconds": seconds,
                 }
-                progress.update(step, describe(row, (now - begun) / (step - first) * (total - step)))
+                progress.update(step, describe(row, (now - loop_begun) / (step - first) * (total - step)))
                 final = step == total
                 due = [hook for hook in self.hooks if final or _due(hook.every, step, total)]
-                saving = final or bool(signals.caught) or _due(config.checkpoint_every, step, total)
+                stop = signals.caught  # asked once: a signal during what follows waits for the next step
+                saving = final or bool(stop) or _due(config.checkpoint_every, step, total)
                 if saving or due or _due(config.log_every, step, total):
                     loss = window.loss / window.trained
                     row |= {"loss": loss}
@@ -348,9 +371,9 @@ class _Run:
                     seconds = elapsed + time.perf_counter() - begun
                     position = Position(step=step, tokens=tokens, trained_tokens=trained, seconds=seconds, loss=loss)
                     checkpoint = self._save(record, position)
-                if signals.caught and not final:
+                if stop and not final:
                     raise TrainingInterrupted(
-                        f"{signals.caught} after step {step} of {total}: a checkpoint is written. "
+                        f"{stop} after step {step} of {total}: a checkpoint is written. "
                         f"Continue with --resume (run directory {self.run}).",
                         checkpoint,
                     )
@@ -369,8 +392,9 @@ class _Run:
         self.model.train()
         return results, seconds
 
-    def _refuse(self, batch: Batch, step: int, loss: float, norm: float) -> None:
+    def _refuse(self, batch: Batch, index: int, loss: float, norm: float) -> None:
         """Keep everything that repeats this step, and stop."""
+        step = index + 1
         path = self.run / f"nonfinite-step-{step}"
         parameters = bad_parameters(self.model)
         with atomic_directory(path) as directory:
@@ -379,12 +403,11 @@ class _Run:
             write_model(self.model, self.tokenizer, directory)
             report = {
                 "step": step,
-                "seed": self.config.seed,
                 "precision": self.precision,
                 "loss": repr(loss),
                 "grad_norm": repr(norm),
                 "parameters_with_nonfinite_gradient": parameters,
-                "python_numpy_torch": "every step seeds them: etymon.train.step.seed_step(seed, step)",
+                "random_numbers": f"etymon.train.step.seed_step({self.config.seed}, {index})",
             }
             write_json(directory / "report.json", report)
         raise TrainingError(
@@ -394,9 +417,15 @@ class _Run:
         )
 
     def _save(self, record: RunRecord, position: Position) -> Path:
-        return write_checkpoint(
-            self.run, record, position, self.model, self.tokenizer, self.optimizers, keep=self.config.keep
-        )
+        try:
+            return write_checkpoint(
+                self.run, record, position, self.model, self.tokenizer, self.optimizers, keep=self.config.keep
+            )
+        except OSError as error:
+            raise TrainingError(
+                f"{self.run}: no checkpoint could be written at step {position.step} ({error}); earlier ones are "
+                "whole. Make room, then continue with --resume."
+            ) from None
 
 
 def _due(every: int | float, step: int, total: int) -> bool:
@@ -404,42 +433,14 @@ def _due(every: int | float, step: int, total: int) -> bool:
 
 
 @contextlib.contextmanager
-def _batches(loader: Loader, start: int, stop: int) -> Iterator[Iterator[tuple[int, Batch]]]:
-    """Yield (step, batch) for start <= step < stop; the next batch is prepared while one is in use.
-
-    A batch is a pure function of its step, so that the thread cannot change what is trained.
-    """
-    with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
-
-        def ahead() -> Iterator[tuple[int, Batch]]:
-            future = pool.submit(loader.batch, start) if start < stop else None
-            for step in range(start, stop):
-                assert future is not None
-                batch = future.result()
-                future = pool.submit(loader.batch, step + 1) if step + 1 < stop else None
-                yield step, batch
-
-        yield ahead()
-
-
-class _Signals:
-    """Remembers the first SIGINT or SIGTERM, so that a step ends whole; a second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.caught = ""
-        self._before: dict[int, object] = {}
-
-    def _catch(self, number: int, frame: FrameType | None) -> None:
-        if self.caught:
-            raise KeyboardInterrupt
-        self.caught = signal.Signals(number).name
-        _say(f"{self.caught}: finishing this step and writing a checkpoint (again: stop at once)")
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():  # Python delivers signals to no other
-            self._before = {number: signal.signal(number, self._catch) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+def _alone(run: Path) -> Iterator[None]:
+    """Hold the run directory for this process; the lock goes when the process does, however it ends."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise TrainingError(
+                f"another process is training in {run}. Wait for it, or use another directory."
+            ) from None
+        yield

@@ -14,20 +14,20 @@ Row = dict[str, int | float | str | None]
 
 
 class Metrics:
-    """Writes rows to `run/metrics.jsonl` and `run/tensorboard/`; what lies beyond `step` is dropped first.
+    """Writes rows to `run/metrics.jsonl` and `run/tensorboard/`; rows beyond `step` (None: all) are dropped first.
 
     A run that was killed after its last checkpoint has logged steps that will be taken again.
     """
 
-    def __init__(self, run: Path, step: int) -> None:
+    def __init__(self, run: Path, step: int | None) -> None:
         from tensorboardX import SummaryWriter  # half a second of imports that only training needs
 
         path = run / "metrics.jsonl"
         if path.exists():
-            kept = [row for row in read_metrics(path) if row["step"] <= step]
+            kept = [row for row in read_metrics(path) if step is not None and row["step"] <= step]
             write_text(path, "".join(_line(row) for row in kept))
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=None if step is None else step + 1)
 
     def write(self, row: Row) -> None:
         """Append one row, which must have a "step"; text goes to TensorBoard's text tab."""

@@ -120,12 +120,12 @@ def orthogonalize(matrices: Tensor, coefficients: Coefficients, dtype: torch.dty
     One odd polynomial a x + b x^3 + c x^5 of the singular values per triple of `coefficients`, by matrix products in
     `dtype` only. A zero matrix stays zero.
     """
-    x = matrices.to(dtype)
+    # the Frobenius norm bounds the largest singular value; the margin keeps rounding from leaving [0, 1]
+    norm = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True)
+    x = (matrices / (1.01 * norm + 1e-7)).to(dtype)
     tall = x.shape[-2] > x.shape[-1]
     if tall:  # the Gram matrix of the smaller side is cheaper
         x = x.mT
-    # the Frobenius norm bounds the largest singular value; the margin keeps rounding from leaving [0, 1]
-    x = x / (torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True, dtype=torch.float32) * 1.01 + 1e-7).to(dtype)
     for a, b, c in coefficients:
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from etymon.data.batch import Batch
+from etymon.data import Batch
 from etymon.errors import TrainingError
 from etymon.nn import Model
 from etymon.objectives import Objective

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from etymon.train import hardware
+from etymon.train.metrics import Metrics, read_metrics
+from etymon.train.progress import clock
+
+
+def test_the_peak_is_a_plausible_number():
+    assert 1e8 < hardware.matmul_peak("cpu", "fp32") < 1e15
+
+
+def test_probing_emulated_bf16_ends_early(monkeypatch):
+    multiplied = []
+
+    def slow(a, b):
+        multiplied.append(a.shape[0])
+        time.sleep(a.shape[0] ** 3 / 4e6)  # 0.008 GFLOP/s
+        return a
+
+    monkeypatch.setattr(torch, "mm", slow)
+    peak = hardware.matmul_peak.__wrapped__("cpu", "bf16", 0.3)
+    assert peak < 1e7
+    assert max(multiplied) <= 128
+
+
+@pytest.mark.parametrize(("bf16", "chosen"), [(1e9, "fp32"), (1.4e11, "fp32"), (5e11, "bf16")])
+def test_auto_takes_bf16_only_where_it_is_clearly_faster(monkeypatch, bf16, chosen):
+    monkeypatch.setattr(hardware, "matmul_peak", lambda device, precision: {"fp32": 1e11, "bf16": bf16}[precision])
+    assert hardware.choose_precision("auto", "cpu") == chosen
+    assert hardware.choose_precision("bf16", "cpu") == "bf16"
+    assert hardware.choose_precision("fp32", "cpu") == "fp32"
+
+
+def test_rows_beyond_the_checkpoint_and_a_torn_last_line_are_dropped(tmp_path):
+    with Metrics(tmp_path, None) as metrics:
+        for step in (1, 2, 3):
+            metrics.write({"step": step, "loss": float("nan") if step == 2 else 1.5, "text": "中文"})
+    with (tmp_path / "metrics.jsonl").open("a") as f:
+        f.write('{"step": 4, "lo')
+    with Metrics(tmp_path, 2) as metrics:
+        metrics.write({"step": 3, "loss": 9.0})
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [(row["step"], row["loss"]) for row in rows] == [(1, 1.5), (2, None), (3, 9.0)]
+    with Metrics(tmp_path, None):
+        pass
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_clock():
+    assert [clock(s) for s in (0, 61, 3661)] == ["0:00", "1:01", "1:01:01"]
