@@ -49,9 +49,11 @@ def recipe_from(text: RecipeText) -> Recipe:
 
 
 def resolved(recipe: Recipe) -> Recipe:
-    """Return the recipe with what follows from other settings written out: directory, seeds, contexts."""
+    """Return the recipe with what follows from other settings written out: directory, names, seeds, contexts."""
     context = default_context(recipe)
     changes: dict[str, Any] = {"run": str(recipe.directory)}
+    if "model_name" not in recipe.serve.model_fields_set:
+        changes["serve"] = recipe.serve.model_copy(update={"model_name": recipe.name})
     for name, section in recipe.stages.items():
         own: dict[str, Any] = {} if "seed" in section.model_fields_set else {"seed": recipe.seed}
         if section.context is None and isinstance(recipe.model, NewModel):

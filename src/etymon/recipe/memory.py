@@ -9,6 +9,7 @@ import psutil
 import torch
 
 from etymon.errors import ConfigError
+from etymon.evaluate import wording
 from etymon.recipe.schema import Recipe, TrainSection
 from etymon.spec import Attention, Gated, ModelSpec
 from etymon.train import MuonConfig
@@ -88,13 +89,8 @@ def check_memory(recipe: Recipe, spec: ModelSpec, device: str) -> None:
         need = training_memory(spec, section, section.context or spec.context)
         if need.total > available:
             raise ConfigError(
-                f"{name} needs about {gigabytes(need.total)} of memory (weights, gradients and optimizer "
-                f"{gigabytes(need.weights + need.gradients + need.optimizer)}, activations "
-                f"{gigabytes(need.activations)}), but {gigabytes(available)} are free on {device}. "
+                f"{name} needs about {wording.size(need.total)} of memory (weights, gradients and optimizer "
+                f"{wording.size(need.weights + need.gradients + need.optimizer)}, activations "
+                f"{wording.size(need.activations)}), but {wording.size(available)} are free on {device}. "
                 f"Lower {name}.micro_batch (the result stays the same), the context, or the model."
             )
-
-
-def gigabytes(n: int) -> str:
-    """Write bytes as `1.2 GB` or `340 MB`."""
-    return f"{n / 1e9:.1f} GB" if n >= 1e9 else f"{n / 1e6:.0f} MB"

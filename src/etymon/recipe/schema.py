@@ -207,7 +207,6 @@ class EvaluateSection(Config):
     documents: int | None = Field(
         default=None, ge=1, description="Held-out documents that are scored at most; null: all"
     )
-    batch_tokens: int = Field(default=4096, ge=1, description="Tokens scored at a time")
     questions: int = Field(default=25, ge=0, description="Of each kind, from each side of the split; 0: none are asked")
     max_tokens: int | None = Field(
         default=None, ge=1, description="Longest answer; null: twice what the right one takes"
@@ -342,4 +341,4 @@ def perplexity_config(recipe: Recipe, spec: ModelSpec) -> PerplexityConfig:
     """Return how held-out documents are scored: at the context of training."""
     sections = list(recipe.stages.values())
     context = (sections[0].context if sections else None) or spec.context
-    return PerplexityConfig(context=context, batch_tokens=recipe.evaluate.batch_tokens)
+    return PerplexityConfig(context=context)

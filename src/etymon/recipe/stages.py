@@ -32,7 +32,7 @@ from etymon.data import (
 )
 from etymon.engine import Engine, EngineConfig
 from etymon.errors import CheckpointError, ConfigError, DataError
-from etymon.evaluate import Task, bits_per_byte, drift, environment, write_report, write_samples
+from etymon.evaluate import Task, bits_per_byte, drift, environment, wording, write_report, write_samples
 from etymon.evaluate.model import describe, nbytes
 from etymon.files import write_json
 from etymon.nn import Model
@@ -322,7 +322,7 @@ def _quantize(run: Run) -> None:
     quantize_int8(model)
     etymon.save(model, tokenizer, run.path / "int8", format="etymon")
     write_json(run.path / "evaluate" / "int8.json", {"bytes_before": before, "bytes_after": nbytes(model)})
-    say(f"{run.path / 'int8'}: {memory.gigabytes(before)} → {memory.gigabytes(nbytes(model))}")
+    say(f"{run.path / 'int8'}: {wording.size(before)} → {wording.size(nbytes(model))}")
 
 
 def _evaluate(run: Run) -> None:

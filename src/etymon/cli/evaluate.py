@@ -1,0 +1,89 @@
+"""`etymon evaluate`: a run's evaluation, or a checkpoint on your files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from etymon.cli.options import Device, Settings
+
+
+def evaluate(
+    target: Annotated[str, typer.Argument(metavar="RECIPE|RUN|CHECKPOINT", help="What to evaluate.")],
+    settings: Settings = None,
+    documents: Annotated[
+        list[str] | None, typer.Option(help="For a checkpoint: folders, globs or files to measure bits per byte on.")
+    ] = None,
+    conversations: Annotated[
+        list[str] | None, typer.Option(help="For a checkpoint: conversations with an `answer`, or `builtin`.")
+    ] = None,
+    questions: Annotated[int, typer.Option(min=1, help="For a checkpoint: at most so many of each kind.")] = 25,
+    device: Device = "auto",
+) -> None:
+    """Measure bits per byte on held-out documents and accuracy on questions with one right answer.
+
+    For a run, the models before and after fine-tuning and in int8 are compared, and the report is written anew.
+
+      etymon evaluate runs/demo evaluate.questions=50
+
+      etymon evaluate some/checkpoint --documents notes/ --conversations questions.jsonl
+    """
+    from etymon.errors import ConfigError
+    from etymon.recipe.target import is_run
+
+    if is_run(target) or Path(target).suffix in (".yaml", ".yml"):
+        if documents or conversations:
+            raise ConfigError("--documents and --conversations are for a checkpoint; a run has its own.")
+        _evaluate_run(target, settings or [])
+    elif settings:
+        raise ConfigError(f"{target} is a checkpoint, which takes no settings ({settings[0]}).")
+    elif not documents and not conversations:
+        raise ConfigError(f"Evaluate {target} on what? Give --documents, --conversations or both.")
+    else:
+        _evaluate_checkpoint(target, documents or [], conversations or [], questions, device)
+
+
+def _evaluate_run(target: str, settings: list[str]) -> None:
+    from etymon.recipe.loading import load_recipe
+    from etymon.recipe.run import open_run
+    from etymon.recipe.stages import run_stages
+
+    with open_run(load_recipe(target, settings)) as run:
+        run_stages(run, until="evaluate")
+        if "report" in run.done:
+            run_stages(run)
+
+
+def _evaluate_checkpoint(
+    target: str, documents: list[str], conversations: list[str], questions: int, device: str
+) -> None:
+    import etymon
+    from etymon.cli.options import device_named
+    from etymon.data import normalise, read_conversations, read_documents, sample
+    from etymon.data.documents import Document
+    from etymon.engine import Engine
+    from etymon.errors import CheckpointError, DataError
+    from etymon.evaluate import Task, bits_per_byte
+    from etymon.text import Renderer
+
+    model, tokenizer = etymon.load(target, device=device_named(device))
+    if tokenizer is None:
+        raise CheckpointError(f"{target} carries no tokenizer, so it cannot be evaluated on text.")
+    if documents:
+        read = (Document(d.id, normalise(d.text), d.source) for d in read_documents(documents))
+        scores = bits_per_byte(model, read, tokenizer).total
+        error = f" ± {1.96 * scores.standard_error:.4f}" if scores.standard_error else ""
+        print(f"bits per byte: {scores.bits_per_byte:.4f}{error}")
+        print(f"perplexity per token: {scores.perplexity:.2f}")
+        print(f"on {scores.documents:,} documents, {scores.bytes:,} bytes, {scores.tokens:,} tokens")
+    if conversations:
+        found = list(read_conversations(conversations))
+        items = [item for split in ("train", "held_out") for item in sample(found, split, questions)]
+        if not items:
+            raise DataError(f"None of the conversations in {', '.join(conversations)} has an `answer` to check.")
+        result = Task(items).run(Engine(model, tokenizer), Renderer(tokenizer))
+        share = result.accuracy()
+        low, high = share.interval
+        print(f"questions: {share.correct} of {share.count} right, {share.accuracy:.1%} ({low:.1%} to {high:.1%})")

@@ -1,0 +1,133 @@
+"""`etymon models`: the families that etymon knows, and what a model is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.tree import Tree
+
+    from etymon.spec import ModelSpec
+
+app = typer.Typer(no_args_is_help=True, help="Families, published sizes, and what a model is made of.")
+DTYPES = (("fp32", 4), ("bf16", 2), ("int8", 1))
+
+
+@app.command("list")
+def list_models() -> None:
+    """List families and their published sizes with parameter counts.
+
+    etymon models list
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from etymon.evaluate import wording
+    from etymon.families import families
+
+    table = Table("family", "size", "parameters", "context", "layers", "width")
+    for family in families().values():
+        for i, size in enumerate(family.sizes):
+            spec = family.spec(size)
+            shape = (f"{spec.context:,}", str(len(spec.decoder.blocks)), str(spec.dim))
+            table.add_row("" if i else family.title, size, wording.count(spec.count().total), *shape)
+    Console(highlight=False).print(table)
+
+
+@app.command()
+def show(
+    name: Annotated[str, typer.Argument(help="A published size, a family, a recipe, a run, or a checkpoint.")],
+    context: Annotated[int | None, typer.Option(help="Show the memory of the state at this context.")] = None,
+) -> None:
+    """Print what a model is: its spec as a tree, parameter counts, memory.
+
+    etymon models show llama2-7b
+
+    etymon models show runs/demo
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    from etymon.evaluate import wording
+
+    spec = _spec(name)
+    console = Console(highlight=False)
+    console.print(_tree(spec))
+    count = spec.count()
+    console.print(f"\nparameters  {count.total:,} in all, {count.non_embedding:,} outside embeddings and head")
+    table = Table("dtype", "weights", "state per token", f"state at {context or spec.context:,} tokens")
+    per_token = _state_numbers(spec)
+    for dtype, size in DTYPES:
+        state = max(size, 2) * per_token  # keys and values are not quantised
+        weights = size * count.total
+        table.add_row(dtype, *(wording.size(n) for n in (weights, state, state * (context or spec.context))))
+    console.print(table)
+
+
+def _state_numbers(spec: ModelSpec) -> int:
+    """Return the numbers that keys and values of one token are."""
+    from etymon.spec import Attention
+
+    ops = (sub.op for block in spec.decoder.blocks for sub in block.subs)
+    return sum(2 * op.kv_width for op in ops if isinstance(op, Attention))
+
+
+def _spec(name: str) -> ModelSpec:
+    from etymon.errors import ConfigError, suggest
+    from etymon.families import families
+    from etymon.recipe.inputs import loaded_tokenizer, model_spec, read_spec
+    from etymon.recipe.loading import load_recipe
+    from etymon.recipe.target import checkpoint_of, is_run
+
+    sizes = {size: family for family in families().values() for size in family.sizes}
+    if name in sizes:
+        return sizes[name].spec(name)
+    if name in families():
+        raise ConfigError(f"{name} is a family; its sizes are: {', '.join(families()[name].sizes)}.")
+    if Path(name).suffix in (".yaml", ".yml"):
+        recipe = load_recipe(name)
+        return model_spec(recipe, loaded_tokenizer(recipe))
+    if is_run(name):
+        return read_spec(checkpoint_of(name))
+    if Path(name).exists() or "/" in name:
+        return read_spec(name)
+    raise ConfigError(f"There is no model {name!r}.{suggest(name, sizes)} `etymon models list` shows them.")
+
+
+def _tree(spec: ModelSpec) -> Tree:
+    from rich.tree import Tree
+
+    tree = Tree(f"[bold]{spec.name}[/bold]  {spec.family}, vocabulary {spec.vocab:,}, width {spec.dim:,}, "
+                f"context {spec.context:,}")  # fmt: skip
+    tree.add(f"embed  {_value(spec.embed)}")
+    stack = tree.add(f"decoder  {_value(spec.decoder.visibility)}")
+    blocks = spec.decoder.blocks
+    start = 0
+    while start < len(blocks):
+        stop = start
+        while stop < len(blocks) and blocks[stop] == blocks[start]:
+            stop += 1
+        repeated = stack.add(f"{stop - start} × block, {blocks[start].count(spec.dim):,} parameters each")
+        for sub in blocks[start].subs:
+            branch = repeated.add(f"{sub.op.name}  {_value(sub.op)}")
+            for place in ("pre", "branch", "post"):
+                if (norm := getattr(sub, place)) is not None:
+                    branch.add(f"{place}  {_value(norm)}")
+        start = stop
+    if spec.decoder.final_norm is not None:
+        stack.add(f"final norm  {_value(spec.decoder.final_norm)}")
+    tree.add(f"head  {_value(spec.head)}")
+    return tree
+
+
+def _value(value: Any) -> str:
+    """Write a dataclass on one line, without the fields that are absent."""
+    if not dataclasses.is_dataclass(value):
+        return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    fields = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+    shown = ", ".join(f"{name}={_value(item)}" for name, item in fields if item not in (None, ""))
+    return f"{type(value).__name__}({shown})" if shown else type(value).__name__
