@@ -58,6 +58,7 @@ def test_forms(tmp_path: Path, row: dict, expected: list, suffix: str) -> None:
         ({"messages": [{"role": "narrator", "content": ""}, REPLY]}, "has the role 'narrator'; expected one of"),
         ({"messages": [{"role": ["user"], "content": ""}, REPLY]}, "has the role"),
         ({"messages": [USER, {"role": "assistant", "content": "\ud800"}]}, "half of a surrogate pair"),
+        ({"messages": [USER, {**REPLY, "tool_calls": [{}]}]}, r"messages\[1\] has `tool_calls`"),
         ({"conversations": [{"from": "human", "value": 3}]}, r"conversations\[0\]\.value is a int"),
         ({"instruction": "a", "output": 3}, "output is a int"),
         ({"instruction": "a", "output": "b", "history": ["x"]}, "`history` is not a list of"),

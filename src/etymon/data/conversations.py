@@ -127,6 +127,8 @@ def _turns(value: Any, place: str, field: str, role_name: str, content_name: str
         role, content = turn[role_name], turn[content_name]
         if not isinstance(role, str) or role not in ROLES:
             raise DataError(f"{place}: {field}[{number}] has the role {role!r}; expected one of {', '.join(ROLES)}.")
+        if turn.get("tool_calls"):
+            raise DataError(f"{place}: {field}[{number}] has `tool_calls`, which are not read. Leave such rows out.")
         messages.append({"role": ROLES[role], "content": _text(content, f"{place}: {field}[{number}].{content_name}")})
     return messages
 
