@@ -54,6 +54,10 @@ def test_rotation(rotated: int) -> None:
         return torch.cat([turned.real, turned.imag, x[..., rotated:]], -1)
 
     same_gradients(lambda x: rotate(x, cos, sin), composite, torch.randn(2, 9, 3, 16))
+    x = torch.randn(2, 9, 3, 16)
+    same_gradients(
+        lambda x: rotate(x, cos, sin, heads=2), lambda x: torch.cat([composite(x[:, :, :2]), x[:, :, 2:]], 2), x
+    )
 
 
 @pytest.mark.parametrize("activation", [F.silu, F.gelu, F.relu])

@@ -39,12 +39,14 @@ class Attention(nn.Module):
         op = self.op
         B, T, _ = x.shape
         qkv_BTHD = self.qkv(x).view(B, T, op.heads + 2 * op.kv_heads, op.head_dim)
-        q_BTHD, k_BTGD, v_BTGD = qkv_BTHD.split((op.heads, op.kv_heads, op.kv_heads), 2)
+        heads = (op.heads, op.kv_heads, op.kv_heads)
         if self.q_norm is not None and self.k_norm is not None:
-            q_BTHD, k_BTGD = self.q_norm(q_BTHD), self.k_norm(k_BTGD)
+            q_BTHD, k_BTGD, v_BTGD = qkv_BTHD.split(heads, 2)
+            qkv_BTHD = torch.cat((self.q_norm(q_BTHD), self.k_norm(k_BTGD), v_BTGD), 2)
         if op.rope is not None:
-            cos, sin = layout.rotary(op.rope, q_BTHD.dtype)
-            q_BTHD, k_BTGD = rotate(q_BTHD, cos, sin), rotate(k_BTGD, cos, sin)
+            # queries and keys lie side by side and turn together; the values are carried along
+            qkv_BTHD = rotate(qkv_BTHD, *layout.rotary(op.rope, qkv_BTHD.dtype), op.heads + op.kv_heads)
+        q_BTHD, k_BTGD, v_BTGD = qkv_BTHD.split(heads, 2)
         if cell is None:
             k_BGSD, v_BGSD = k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
         else:

@@ -22,7 +22,9 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` [..., width]."""
         if x.dtype == torch.float32 == self.weight.dtype:
-            return _RMSNorm.apply(x, self.weight, self.eps)
+            if torch.is_grad_enabled():
+                return _RMSNorm.apply(x, self.weight, self.eps)
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype) * self.weight
 
 

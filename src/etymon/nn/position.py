@@ -51,19 +51,25 @@ def rotary_table(rope: spec.Rope, positions: Tensor, dtype: torch.dtype) -> tupl
     return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate channel pairs (i, i + n) of `x` [batch, time, heads, head_dim]; channels past 2n pass through."""
-    return _Rotate.apply(x, cos, sin) if x.requires_grad else _rotate(x, cos, sin)
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int | None = None) -> Tensor:
+    """Rotate channel pairs (i, i + n) of the first `heads` heads of `x` [batch, time, all heads, head_dim].
+
+    Channels past 2n and heads past `heads` pass through.
+    """
+    return (_Rotate.apply if x.requires_grad else _rotate)(x, cos, sin, x.shape[2] if heads is None else heads)
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: int = 1) -> Tensor:
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int, sign: int = 1) -> Tensor:
     n = cos.shape[-1]
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    a, b = x[..., :n], x[..., n : 2 * n]
-    torch.mul(a, cos, out=y[..., :n]).addcmul_(b, sin, value=-sign)
-    torch.mul(b, cos, out=y[..., n : 2 * n]).addcmul_(a, sin, value=sign)
+    turned, into = x[:, :, :heads], y[:, :, :heads]
+    a, b = turned[..., :n], turned[..., n : 2 * n]
+    torch.mul(a, cos, out=into[..., :n]).addcmul_(b, sin, value=-sign)
+    torch.mul(b, cos, out=into[..., n : 2 * n]).addcmul_(a, sin, value=sign)
     if 2 * n < x.shape[-1]:
-        y[..., 2 * n :] = x[..., 2 * n :]
+        into[..., 2 * n :] = turned[..., 2 * n :]
+    if heads < x.shape[2]:
+        y[:, :, heads:] = x[:, :, heads:]
     return y
 
 
@@ -71,11 +77,12 @@ class _Rotate(torch.autograd.Function):
     """The gradient of a rotation is the rotation back, so nothing but cos and sin is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin)
+        ctx.heads = heads
+        return _rotate(x, cos, sin, heads)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
-        return _rotate(dy, cos, sin, sign=-1), None, None
+        return _rotate(dy, cos, sin, ctx.heads, sign=-1), None, None, None
