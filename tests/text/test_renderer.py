@@ -137,10 +137,8 @@ def test_trained_is_the_reply_and_its_end(style: str) -> None:
     ends = {"default": "<|end|>", "llama3": "<|eot_id|>", "chatml": "<|im_end|>", "thinking": "<|im_end|>", "plain": ""}
     end = ends.get(style, "</s>")
     space = " " if style == "llama2" else ""  # this template writes one on each side of a reply
-    # The legacy prefix of SentencePiece is written by the tokenizer, in front of the reply.
-    lead = " " if style in ("llama2", "mistral-legacy") else ""
     rendered = ours.render(TALK)
-    expected = [lead + talk["content"] + space + end for talk in (TALK[1], TALK[3])]
+    expected = [space + talk["content"] + space + end for talk in (TALK[1], TALK[3])]
     assert shown(ours, rendered) == "".join(expected)
     assert shown(ours, ours.render(TALK, train_on="last")) == expected[1]
     assert not any(ours.render(TALK[:1], add_generation_prompt=True).trained)

@@ -25,9 +25,12 @@ from jinja2.utils import Namespace
 from etymon.errors import RenderError
 
 MAX_SOURCE = 1_000_000  # characters of a template; published ones stay below 30,000
-_BUDGET = 4_000_000  # units a render may spend, apart from what its input brings: one a character built or loop turn
-_BUDGET_PER_CHARACTER = 64
+# A render may spend so many units, and more for every character of its input. A character that is built costs one.
+_BUDGET = 8_000_000
+_BUDGET_PER_CHARACTER = 32
+_TURN = 100  # units for a turn of a loop; a call costs two such. A hostile template runs for about a second
 _WIDEST = 10_000  # the largest number that a filter or method may be given as a width or count
+_BIGGEST = 1_000  # bytes of a whole number
 _FORMAT_WIDTH = re.compile(r"%[^a-zA-Z%]*(\d{4,}|\*)|:[^{}]*\d{4,}|:[^{}]*\{")
 _DROPPED_FILTERS = ("format", "pprint", "random", "urlize", "wordwrap", "xmlattr")
 # Private marks around {% generation %} blocks; only where a render asks for them.
@@ -41,7 +44,7 @@ class _Spent(threading.local):
 
 
 def _size(value: object) -> int:
-    if isinstance(value, (str, list, tuple, dict)):
+    if isinstance(value, (str, bytes, list, tuple, dict)):
         return len(value)
     return value.bit_length() // 8 if isinstance(value, int) else 0
 
@@ -161,7 +164,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         """Charge for a filter or string method before it runs."""
         arguments = [*args, *kwargs.values()]
         _narrow(arguments)
-        self.charge(1 + _size(value) + self._growth(name, value, arguments))
+        self.charge(2 * _TURN + _size(value) + self._growth(name, value, arguments))
 
     def _growth(self, name: str, value: Any, arguments: Sequence[Any]) -> int:
         texts = [len(a) for a in arguments if isinstance(a, str)]
@@ -190,34 +193,56 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     def _range(self, *args: int) -> range:
         values = range(*args)
-        self.charge(1 + len(values))
+        self.charge(_TURN + len(values))
         return values
+
+    def built(self, value: Any) -> Any:
+        """A list, tuple or dict that the template writes out: it pays for all that is in it, however deep.
+
+        Otherwise sixty turns of `x = [x, x]` would make a value that takes for ever to print or compare.
+        """
+        waiting = [value]
+        while waiting:
+            item = waiting.pop()
+            self.charge(10 + (len(item) if isinstance(item, str) else 0))
+            if isinstance(item, (list, tuple)):
+                waiting += item
+            elif isinstance(item, dict):
+                waiting += item.values()
+        return value
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         grown = _size(left) + _size(right)
         if operator == "*":
             counts = [x for x in (left, right) if isinstance(x, int)]
+            if len(counts) == 2 and grown > _BIGGEST:
+                raise SecurityError("A template may not compute with such large numbers.")
             if len(counts) == 1 and grown:
                 sequence = right if counts[0] is left else left
                 grown += _size(sequence) * max(0, counts[0])
         elif operator == "**" and isinstance(left, int) and isinstance(right, int):
-            grown += left.bit_length() * abs(right)
+            if left.bit_length() * abs(right) > 8 * _BIGGEST:
+                raise SecurityError("A template may not compute with such large numbers.")
         elif operator == "%" and isinstance(left, str):
             if _FORMAT_WIDTH.search(left):
                 raise SecurityError(f"A template may not use the format {left[:80]!r}.")
-            grown += sum(_size(x) for x in right) if isinstance(right, tuple) else len(str(right))
+            fields = right.values() if isinstance(right, dict) else right if isinstance(right, tuple) else [right]
+            grown += left.count("%") * sum(map(_size, fields))
         self.charge(1 + grown)
         return super().call_binop(context, operator, left, right)
 
     def call(__self, __context: Any, __obj: Any, *args: Any, **kwargs: Any) -> Any:
-        owner = getattr(__obj, "__self__", None)
+        owner = getattr(getattr(__obj, "__wrapped__", __obj), "__self__", None)
         name = getattr(__obj, "__name__", "")
-        if isinstance(owner, str):
-            if name.startswith("format") and _FORMAT_WIDTH.search(owner):
-                raise SecurityError(f"A template may not use the format {owner[:80]!r}.")
+        if isinstance(owner, (str, bytes)):
+            if name.startswith("format") and isinstance(owner, str):
+                if _FORMAT_WIDTH.search(owner):
+                    raise SecurityError(f"A template may not use the format {owner[:80]!r}.")
+                __self.charge(owner.count("{") * sum(len(str(x)) for x in [*args, *kwargs.values()]))
             __self._pay(name, owner, *args, **kwargs)
         elif owner is not __self:
-            __self.charge()
+            __self.built([*args, *kwargs.values()])
+            __self.charge(2 * _TURN)
         return super().call(__context, __obj, *args, **kwargs)
 
     def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
@@ -229,7 +254,7 @@ def _metered(tree: nodes.Template) -> nodes.Template:
     loops: list[nodes.For | nodes.Macro] = [*tree.find_all(nodes.For), *tree.find_all(nodes.Macro)]
     for loop in loops:
         written = sum(len(data.data) for data in loop.find_all(nodes.TemplateData))
-        turn = nodes.Call(nodes.EnvironmentAttribute("charge"), [nodes.Const(1 + written)], [], None, None)
+        turn = nodes.Call(nodes.EnvironmentAttribute("charge"), [nodes.Const(_TURN + written)], [], None, None)
         loop.body.insert(0, nodes.ExprStmt(turn).set_lineno(loop.lineno))
     return _Meter().visit(tree)
 
@@ -238,6 +263,14 @@ class _Meter(jinja2.visitor.NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return nodes.Call(nodes.EnvironmentAttribute("joined"), node.nodes, [], None, None).set_lineno(node.lineno)
+
+    def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Node:
+        self.generic_visit(node)
+        if getattr(node, "ctx", "load") != "load":
+            return node
+        return nodes.Call(nodes.EnvironmentAttribute("built"), [node], [], None, None).set_lineno(node.lineno)
+
+    visit_Tuple = visit_Dict = visit_List
 
 
 _SPENT = _Spent()
@@ -317,7 +350,8 @@ def _searched(tree: nodes.Template) -> frozenset[str]:
             found |= _strings(argument)
     for comparison in tree.find_all(nodes.Compare):
         for operand in comparison.ops:
-            if operand.op in ("in", "notin") and not isinstance(operand.expr, (nodes.List, nodes.Tuple)):
+            listed = isinstance(operand.expr, nodes.Call) and isinstance(operand.expr.node, nodes.EnvironmentAttribute)
+            if operand.op in ("in", "notin") and not listed:
                 found |= _strings(comparison.expr)
     for assignment in tree.find_all(nodes.Assign):  # a constant that reaches one of these by a name
         if isinstance(assignment.node, nodes.Const):
