@@ -192,6 +192,31 @@ def test_context_length(service, context):
     assert service.engine.metrics.requests == before
 
 
+def test_what_cannot_fit_is_refused_before_it_is_tokenised(service, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("tokenised")
+
+    monkeypatch.setattr(service.parts.renderer, "render", never)
+    monkeypatch.setattr(service.parts.tokenizer, "encode_batch", never)
+    text = "a" * 1_000_000
+    bodies = {CHAT: {"messages": [{"role": "user", "content": text}]}, COMPLETION: {"prompt": text}}
+    with service.http as http:
+        for path, fields in bodies.items():
+            error = assert_refusal(http.post(path, json={**GOOD[path], **fields}))
+            assert error["code"] == "context_length_exceeded"
+            assert error["param"] in fields
+
+
+def test_what_fits_is_not_refused(service, context):
+    # The most text that the context can hold: the longest token, over and over.
+    tokenizer = service.parts.tokenizer
+    words = [i for i in range(tokenizer.vocab_size) if i not in tokenizer.special.values()]
+    longest = max(words, key=lambda i: len(tokenizer.token_bytes(i)))
+    text = tokenizer.decode([longest] * (context - 20))
+    answer = service.client.completions.create(model="tiny", prompt=text, max_tokens=1)
+    assert answer.usage.prompt_tokens < context
+
+
 def test_unknown_routes_and_methods(service):
     with service.http as http:
         assert assert_refusal(http.get("/v1/nothing"), 404)["code"] == "unknown_url"
@@ -368,7 +393,7 @@ VALUES = st.recursive(
 
 
 @settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(path=st.sampled_from([CHAT, COMPLETION]), fields=st.dictionaries(st.sampled_from(FIELDS), VALUES, max_size=5))
 def test_no_body_is_a_server_fault(service, path, fields):

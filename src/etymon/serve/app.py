@@ -19,7 +19,7 @@ from etymon import __version__
 from etymon.engine import AsyncEngine
 from etymon.serve.config import ServeConfig
 from etymon.serve.door import Door, read_body, refusal
-from etymon.serve.generate import chunks, events, read_job, unknown_model, whole
+from etymon.serve.generate import Reader, chunks, events, unknown_model, whole
 from etymon.serve.metrics import CONTENT_TYPE, Metrics, exposition
 from etymon.serve.openai import ApiError, ChatRequest, CompletionRequest
 from etymon.serve.stream import EventStream, chain, to_json, unless_client_leaves
@@ -28,7 +28,7 @@ from etymon.text import Renderer, Tokenizer
 _PAGE = {"chat.css": "text/css", "chat.js": "text/javascript", "icon.svg": "image/svg+xml"}
 _ROUTES = ("/", "/page", "/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
 # Few, so that long prompts queue here rather than crowd out the engine's thread.
-_READERS = 2
+_READING_AT_ONCE = 2
 
 
 def create_app(
@@ -65,12 +65,13 @@ class _Service:
     def __init__(
         self, engine: AsyncEngine, tokenizer: Tokenizer, renderer: Renderer | None, config: ServeConfig
     ) -> None:
-        self.engine, self.tokenizer, self.renderer, self.config = engine, tokenizer, renderer, config
+        self.engine, self.tokenizer, self.config = engine, tokenizer, config
+        self.reader = Reader(engine.engine, tokenizer, renderer, config)
+        self.threads = ThreadPoolExecutor(_READING_AT_ONCE, "etymon-read")
         self.metrics = Metrics()
         self.created = int(time.time())
         identity = f"{__version__}\0{config.model_name}\0{renderer.hash if renderer else tokenizer.fingerprint}"
         self.fingerprint = "fp_" + hashlib.sha256(identity.encode()).hexdigest()[:12]
-        self.readers = ThreadPoolExecutor(_READERS, "etymon-read")
         folder = resources.files("etymon.serve") / "page"
         self.html = (folder / "index.html").read_bytes()
         self.files = {name: (folder / name).read_bytes() for name in _PAGE}
@@ -83,7 +84,7 @@ class _Service:
             yield
         finally:
             await self.engine.stop()
-            self.readers.shutdown(wait=False, cancel_futures=True)
+            self.threads.shutdown(wait=False, cancel_futures=True)
 
     # --- OpenAI's routes
 
@@ -95,9 +96,7 @@ class _Service:
 
     async def _answer(self, kind: type[ChatRequest] | type[CompletionRequest], request: Request) -> Response:
         body = await read_body(request, self.config)
-        job = await asyncio.get_running_loop().run_in_executor(
-            self.readers, read_job, kind, body, self.engine.engine, self.tokenizer, self.renderer, self.config
-        )
+        job = await asyncio.get_running_loop().run_in_executor(self.threads, self.reader.read, kind, body)
         reply = job.reply(self.fingerprint)
         flow = events(job, self.engine)
         if not job.request.stream:

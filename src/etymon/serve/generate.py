@@ -45,6 +45,11 @@ class Job:
         return len(self.prompts) * self.request.n
 
     @property
+    def prompt_field(self) -> str:
+        """The request's field that the prompts come from."""
+        return "messages" if isinstance(self.request, ChatRequest) else "prompt"
+
+    @property
     def prompt_tokens(self) -> int:
         """Tokens of all prompts; a prompt counts once however many choices it has."""
         return sum(map(len, self.prompts))
@@ -55,71 +60,79 @@ class Job:
         return kind(self.request.model, fingerprint)
 
 
-def read_job(
-    kind: type[ChatRequest] | type[CompletionRequest],
-    body: bytes,
-    engine: Engine,
-    tokenizer: Tokenizer,
-    renderer: Renderer | None,
-    config: ServeConfig,
-) -> Job:
-    """Parse, render, tokenise and check a request's body. It takes as long as its text is: call it off the event loop.
-
-    Raises `ApiError`.
-    """
-    job = _read(kind, body, tokenizer, renderer, config)
-    try:
-        for prompt in job.prompts:
-            engine.prepare(Request(prompt, job.sampling))
-    except RequestError as error:
-        messages_or_prompt = "messages" if isinstance(job.request, ChatRequest) else "prompt"
-        raise refused(error, messages_or_prompt if error.param == "prompt" else error.param) from None
-    return job
+# Text normalisers shorten what people write, but hardly by more than this (full-width letters: three bytes to one).
+_SHRINKS_BY = 4
 
 
-def _read(
-    kind: type[ChatRequest] | type[CompletionRequest],
-    body: bytes,
-    tokenizer: Tokenizer,
-    renderer: Renderer | None,
-    config: ServeConfig,
-) -> Job:
-    request = parse(kind, body)
-    if request.model != config.model_name:
-        raise unknown_model(request.model, config)
-    at_most("n", request.n, config.max_n)
-    sampling = _sampling(request, config)
-    if isinstance(request, ChatRequest):
-        at_most("messages", len(request.messages), config.max_messages, "messages")
-        return Job(request, [_render(request, renderer)], sampling)
-    prompts = request.prompts
-    at_most("prompt", len(prompts), config.max_prompts, "prompts")
-    texts = [p for p in prompts if isinstance(p, str)]
-    try:
-        ids = tokenizer.encode_batch(texts) if texts else prompts
-        echo = (texts or [tokenizer.decode(p, skip_special=False) for p in ids]) if request.echo else []
-    except TokenizerError as error:
-        raise ApiError(str(error), param="prompt") from None
-    if request.echo and request.logprobs is not None:
-        raise ApiError("'echo' with 'logprobs' is not supported by this service.", param="echo", code="unsupported")
-    return Job(request, ids, sampling, echo)
+class Reader:
+    """Turns bodies into jobs. It takes as long as their text is: call it off the event loop, from any thread."""
 
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, renderer: Renderer | None, config: ServeConfig) -> None:
+        self._engine, self._tokenizer, self._renderer, self._config = engine, tokenizer, renderer, config
+        longest = max(len(tokenizer.token_bytes(id)) for id in range(tokenizer.vocab_size))
+        self._most_bytes = engine.context * longest * _SHRINKS_BY
 
-def _render(request: ChatRequest, renderer: Renderer | None) -> list[int]:
-    if renderer is None:
-        raise ApiError(
-            "This model has no chat template; use /v1/completions.", param="messages", code="chat_not_supported"
-        )
-    try:
-        return renderer.render(messages(request), add_generation_prompt=True).ids
-    except (RenderError, TokenizerError) as error:
-        raise ApiError(str(error), param="messages") from None
+    def read(self, kind: type[ChatRequest] | type[CompletionRequest], body: bytes) -> Job:
+        """Parse, render, tokenise and check a request's body. Raises `ApiError`."""
+        request = parse(kind, body)
+        if request.model != self._config.model_name:
+            raise unknown_model(request.model, self._config)
+        at_most("n", request.n, self._config.max_n)
+        sampling = _sampling(request, self._config)
+        if isinstance(request, ChatRequest):
+            job = Job(request, [self._conversation(request)], sampling)
+        else:
+            job = self._completion(request, sampling)
+        try:
+            for prompt in job.prompts:
+                self._engine.prepare(Request(prompt, sampling))
+        except RequestError as error:
+            raise refused(error, job.prompt_field if error.param == "prompt" else error.param) from None
+        return job
+
+    def _conversation(self, request: ChatRequest) -> list[int]:
+        if self._renderer is None:
+            raise ApiError(
+                "This model has no chat template; use /v1/completions.", param="messages", code="chat_not_supported"
+            )
+        at_most("messages", len(request.messages), self._config.max_messages, "messages")
+        conversation = messages(request)
+        self._fits("messages", sum(len(message["content"].encode()) for message in conversation))
+        try:
+            return self._renderer.render(conversation, add_generation_prompt=True).ids
+        except (RenderError, TokenizerError) as error:
+            raise ApiError(str(error), param="messages") from None
+
+    def _completion(self, request: CompletionRequest, sampling: Sampling) -> Job:
+        if request.echo and request.logprobs is not None:
+            raise ApiError("'echo' with 'logprobs' is not supported.", param="echo", code="unsupported")
+        prompts = request.prompts
+        at_most("prompt", len(prompts), self._config.max_prompts, "prompts")
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        for text in texts:
+            self._fits("prompt", len(text.encode()))
+        try:
+            ids = self._tokenizer.encode_batch(texts) + [prompt for prompt in prompts if not isinstance(prompt, str)]
+            echo = (texts or [self._tokenizer.decode(prompt, skip_special=False) for prompt in ids]) * request.echo
+        except TokenizerError as error:
+            raise ApiError(str(error), param="prompt") from None
+        return Job(request, ids, sampling, echo)
+
+    def _fits(self, param: str, size: int) -> None:
+        """Refuse what cannot fit the context, however it is tokenised, before time is spent on tokenising it."""
+        if size > self._most_bytes:
+            raise ApiError(
+                f"The prompt has {size} bytes of text; the context holds {self._engine.context} tokens for prompt and "
+                "answer together: shorten the prompt.",
+                param=param,
+                code="context_length_exceeded",
+            )
 
 
 def _sampling(request: ChatRequest | CompletionRequest, config: ServeConfig) -> Sampling:
     if isinstance(request, ChatRequest):
         limit, max_tokens = request.limit
-        max_tokens = max_tokens or config.default_max_tokens if max_tokens is None else max_tokens
+        max_tokens = config.default_max_tokens if max_tokens is None else max_tokens
         logprobs_field, logprobs = "top_logprobs", (request.top_logprobs or 0) if request.logprobs else None
     else:
         limit, max_tokens, logprobs_field, logprobs = "max_tokens", request.max_tokens, "logprobs", request.logprobs
