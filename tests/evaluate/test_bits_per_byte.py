@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import TEXTS, random_model
 
@@ -32,6 +32,7 @@ def nats_of_tokens(model: Model, ids: list[int]) -> torch.Tensor:
     return -logits.log_softmax(-1)[torch.arange(len(ids) - 1), ids[1:]]
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.integers(0, 60), st.integers(2, 12), st.data())
 def test_windows_score_every_token_once_with_enough_before_it(count: int, context: int, data: st.DataObject) -> None:
     stride = data.draw(st.integers(1, context - 1))

@@ -28,6 +28,12 @@ def report(run: Path) -> tuple[str, str]:
     return pages[0].read_text(encoding="utf-8"), pages[1].read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The reports of a whole run."""
+    return report(make_run(tmp_path_factory.mktemp("whole") / "demo"))
+
+
 VOID = {"meta", "hr", "br", "link", "img"}
 
 
@@ -103,8 +109,8 @@ def test_the_headline_says_what_the_files_say(run: Path) -> None:
     assert "| Held-out bits per byte | 4.090 | **1.071** |" in markdown
 
 
-def test_every_part_is_there(run: Path) -> None:
-    page, markdown = report(run)
+def test_every_part_is_there(pages: tuple[str, str]) -> None:
+    page, markdown = pages
     text = Page(page).text
     for said in (
         "Pretraining", "Fine-tuning", "文档/笔记", "learning rate", "AMD EPYC 7763", "170 GFLOP/s", "98.7 %",
@@ -116,8 +122,8 @@ def test_every_part_is_there(run: Path) -> None:
     assert page.count("<svg") == 2 + 2 + 2 * 4
 
 
-def test_the_page_needs_nothing_but_itself(run: Path) -> None:
-    page, _ = report(run)
+def test_the_page_needs_nothing_but_itself(pages: tuple[str, str]) -> None:
+    page, _ = pages
     parsed = Page(page)
     assert parsed.tags["script"] == parsed.tags["link"] == parsed.tags["img"] == 0
     assert all(link.startswith("#") for link in parsed.links)
@@ -126,22 +132,22 @@ def test_the_page_needs_nothing_but_itself(run: Path) -> None:
     assert "default-src 'none'" in page
 
 
-def test_the_page_is_well_formed_and_its_ids_are_unique(run: Path) -> None:
-    parsed = Page(report(run)[0])
+def test_the_page_is_well_formed_and_its_ids_are_unique(pages: tuple[str, str]) -> None:
+    parsed = Page(pages[0])
     assert [name for name, count in parsed.ids.items() if count > 1] == []
     assert {link[1:] for link in parsed.links} <= set(parsed.ids)
 
 
-def test_what_a_model_wrote_is_text(run: Path) -> None:
-    page, markdown = report(run)
+def test_what_a_model_wrote_is_text(pages: tuple[str, str]) -> None:
+    page, markdown = pages
     assert "<script>" not in page
     assert "&lt;script&gt;" in page
     assert "</div>" in Page(page).text  # a sample that tries to close what it is in
     assert "<script>" not in markdown
 
 
-def test_figures_take_their_colours_from_the_page_and_hold_no_chinese(run: Path) -> None:
-    page, _ = report(run)
+def test_figures_take_their_colours_from_the_page_and_hold_no_chinese(pages: tuple[str, str]) -> None:
+    page, _ = pages
     figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
     for figure in figures:
         colours = re.findall(r"(?:fill|stroke): (#[0-9a-f]+)", figure)
@@ -151,8 +157,8 @@ def test_figures_take_their_colours_from_the_page_and_hold_no_chinese(run: Path)
     assert "kind 9" in "".join(Page(page).drawn)
 
 
-def test_markdown_tables_have_the_columns_of_their_heads(run: Path) -> None:
-    _, markdown = report(run)
+def test_markdown_tables_have_the_columns_of_their_heads(pages: tuple[str, str]) -> None:
+    _, markdown = pages
     found = tables(markdown.split("## Recipe")[0])
     assert len(found) >= 9
     for rows in found:

@@ -29,7 +29,7 @@ from etymon.evaluate.statistics import Z95
 View = dict[str, Any]
 
 _SERIES = {"untrained": 3, BASE: 3, TUNED: 0, SMALL: 2}  # the colour of each model, in figures and tables
-_KEPT = ("read", "kept")  # beside these two, the data room's counts are reasons for leaving documents out
+_NOT_REASONS = ("files", "read", "kept")  # the other counts of the data room say why documents were left out
 
 
 # ---------------------------------------------------------------------------------------------- what it learned
@@ -351,8 +351,11 @@ def data(record: Record) -> View | None:
     if not record.data or not record.data["sources"]:
         return None
     sources = record.data["sources"]
-    reasons = list(dict.fromkeys(reason for counts in sources.values() for reason in counts if reason not in _KEPT))
-    columns = ["read", *reasons, "kept"]
+    reasons = list(
+        dict.fromkeys(reason for counts in sources.values() for reason in counts if reason not in _NOT_REASONS)
+    )
+    files = ["files"] if any("files" in counts for counts in sources.values()) else []
+    columns = [*files, "read", *reasons, "kept"]
 
     def cells(counts: Mapping[str, int]) -> list[str]:
         return [wording.count(counts.get(column, 0)) for column in columns]

@@ -6,21 +6,22 @@ import math
 
 
 def count(value: float) -> str:
-    """Write a count: `1,234` up to five digits, then `12.3 k`, `4.56 M`, `7.8 G`."""
-    if abs(value) < 100_000:
-        return f"{value:,.0f}"
-    for unit, scale in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if abs(value) >= scale:
-            return f"{value / scale:.3g} {unit}"
-    raise AssertionError(value)
+    """Write a count: `1,234` up to five digits, then `123 k`, `4.56 M`, `7.8 G`."""
+    return f"{value:,.0f}" if abs(value) < 100_000 else _scaled(value, ("", "k", "M", "G", "T"))
 
 
 def size(length: float) -> str:
     """Write a length in bytes: `512 B`, `3.4 MB` (powers of ten)."""
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if abs(length) >= scale:
-            return f"{length / scale:.3g} {unit}"
-    return f"{length:.0f} B"
+    return _scaled(length, ("B", "kB", "MB", "GB", "TB"))
+
+
+def _scaled(value: float, units: tuple[str, ...]) -> str:
+    """Write three significant digits with the unit that leaves fewer than four before the point."""
+    for unit in units:
+        if abs(value) < 999.5 or unit == units[-1]:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    raise AssertionError("the last unit takes all")
 
 
 def duration(seconds: float) -> str:
@@ -34,8 +35,12 @@ def duration(seconds: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Write a share: `62 %`, `3.5 %`, `0.2 %`."""
+    """Write a share: `62 %`, `3.5 %`; only nothing is `0 %` and only all is `100 %`."""
     value = 100 * share
+    if 0 < value < 0.1:
+        return "< 0.1 %"
+    if 99.5 <= value < 100:
+        return f"{math.floor(10 * value) / 10:.1f}{'+' if value > 99.9 else ''} %"
     return f"{value:.0f} %" if value >= 9.95 or value == 0 else f"{value:.1f} %"
 
 
