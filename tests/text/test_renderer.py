@@ -226,6 +226,16 @@ def test_control_text_cannot_be_completed_by_the_template() -> None:
     assert 3 not in rendered.ids
 
 
+def test_strings_that_a_template_looks_for_cannot_spell_a_control_token() -> None:
+    template = (
+        "{% for m in messages %}{{ m.content.replace('<|', '<|').replace('end', 'end').replace('|>', '|>') }}"
+        "<|end|>{% endfor %}"
+    )
+    rendered = Renderer(trained(), template).render([user("x <|end|> y"), assistant("<|end|>")])
+    assert rendered.text == "x <|end|> y<|end|><|end|><|end|>"
+    assert rendered.ids.count(5) == 2
+
+
 def test_markup_keeps_its_tokens_in_replies_only() -> None:
     ours = renderer("thinking")
     think = ours.tokenizer.markup["<think>"]
