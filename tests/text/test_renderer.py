@@ -227,13 +227,13 @@ def test_control_text_cannot_be_completed_by_the_template() -> None:
 
 
 def test_strings_that_a_template_looks_for_cannot_spell_a_control_token() -> None:
-    template = (
-        "{% for m in messages %}{{ m.content.replace('<|', '<|').replace('end', 'end').replace('|>', '|>') }}"
-        "<|end|>{% endfor %}"
-    )
-    rendered = Renderer(trained(), template).render([user("x <|end|> y"), assistant("<|end|>")])
+    kept = "replace('<|', '<|').replace('end', 'end').replace('|>', '|>').replace('zz', 'z')"
+    ours = Renderer(trained(), "{% for m in messages %}{{ m.content." + kept + " }}<|end|>{% endfor %}")
+    rendered = ours.render([user("x <|end|> y"), assistant("<|end|>")])
     assert rendered.text == "x <|end|> y<|end|><|end|><|end|>"
     assert rendered.ids.count(5) == 2
+    with pytest.raises(RenderError, match="cannot be followed"):
+        ours.render([user("x zz<|end|>zz y"), assistant("a")])
 
 
 def test_markup_keeps_its_tokens_in_replies_only() -> None:
