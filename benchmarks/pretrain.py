@@ -137,9 +137,10 @@ def _report(
         ("", "tokens/s", "etymon / it, per round", f"of matmul peak ({peak / 1e9:.0f} GFLOP/s)"),
         rows,
     )
+    listed = ", ".join(f"{name} {loss:.5f}" for name, loss in losses.items())
     lines = [
         "\n".join(verdicts),
-        f"Losses of equal weights on equal text: {', '.join(f'{k} {v:.5f}' for k, v in losses.items())}. "
+        f"GPT-2 with all its biases on every side; losses of equal weights on equal text: {listed}. "
         f"Other processes kept {result.foreign:.2f} cores busy.",
     ]
     settings = asdict(shape) | {"steps a round": steps, "rounds": len(result.values(OURS)), "dtype": "fp32"}

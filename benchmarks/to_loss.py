@@ -265,7 +265,8 @@ def _report(
     nanogpt: str,
 ) -> Report:
     goal = options.goal or min(run.curve.best for run in runs.values())
-    theirs = min((run.curve.time_to(goal) or seconds for run in runs.values()), default=seconds)
+    times = [run.curve.time_to(goal) for run in runs.values()]
+    theirs = min((time for time in times if time is not None), default=seconds)
     ours = curve.time_to(goal)
     curves = {f"nanoGPT, lr {rate:g}": run.curve for rate, run in runs.items()} | {"etymon": curve}
     rows = []

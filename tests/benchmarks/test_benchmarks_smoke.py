@@ -81,6 +81,30 @@ def test_held_out_windows_are_held_out(tmp_path: Path) -> None:
     assert PretrainLoader(made.shards, 2, 32).batch(0).input_ids.shape == (2, 32)
 
 
+def test_fit_gives_its_turns_away(tmp_path: Path) -> None:
+    import corpus
+    import etymon
+    from etymon.data import PretrainLoader
+    from etymon.families.gpt2 import FAMILY
+    from etymon.train import AdamWConfig
+    from turns import fit_in_turns
+
+    made = corpus.prepare(tmp_path, text=None, vocab=400, context=16, windows=1, limit=100_000)
+    model = etymon.build(FAMILY.spec(dim=16, layers=1, heads=2, vocab=400, context=16))
+    turns = []
+    fit_in_turns(
+        model,
+        PretrainLoader(made.shards, 2, 16),
+        steps=5,
+        every=2,
+        turn=lambda model, step, span: turns.append((step, span)),
+        optimizer=AdamWConfig(),
+    )
+    assert [step for step, _ in turns] == [0, 2, 4, 5]
+    assert turns[0][1] is None
+    assert all(span.seconds > 0 for _, span in turns[1:])
+
+
 def test_missing_nanogpt_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import pretrain
 
