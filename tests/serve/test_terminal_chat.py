@@ -15,7 +15,7 @@ GREEDY = Sampling(temperature=0)
 ENGLISH = "What does json.dumps do?"
 
 
-def talk(parts, *lines, engine=None, sampling=GREEDY, **options):
+def talk(parts, *lines, engine=None, sampling=GREEDY, terminal_there=True, **options):
     """Type `lines` (exceptions are raised) and return what was printed."""
     script = iter(lines)
 
@@ -25,7 +25,7 @@ def talk(parts, *lines, engine=None, sampling=GREEDY, **options):
             raise line
         return line
 
-    console = Console(file=io.StringIO(), width=200, force_terminal=False)
+    console = Console(file=io.StringIO(), width=200, force_terminal=terminal_there, color_system=None)
     engine = engine or parts.engine()
     terminal.chat(engine, parts.renderer, sampling=sampling, console=console, read=read, **options)
     assert not engine.has_work
@@ -49,6 +49,12 @@ def test_answers_stream_into_the_terminal(parts, learnt):
         printed = talk(parts, question)
         assert answer in printed
         assert f"{len(parts.tokenizer.encode(answer)) + 1} tokens" in printed
+
+
+def test_a_pipe_gets_answers_and_nothing_else(parts, learnt):
+    answers = "".join(answer + "\n" for answer in learnt.values())
+    questions = [line for question in learnt for line in (question, "/new")]
+    assert talk(parts, *questions, terminal_there=False) == answers
 
 
 def test_the_conversation_goes_on_and_begins_anew(parts, learnt):

@@ -81,7 +81,7 @@ class StreamOptions(_Strict):
     """`stream_options` of a streaming request."""
 
     include_usage: bool = False
-    include_obfuscation: bool = False
+    include_obfuscation: Literal[False] = False
 
 
 class TextFormat(_Strict):

@@ -58,14 +58,14 @@ class _Chat:
     turns: list[dict[str, str]] = field(default_factory=list)
 
     def run(self, read: Callable[[str], str]) -> None:
-        self._say("[dim]Type a message, or /help. Ctrl-C stops an answer, Ctrl-D leaves.[/]")
+        self._note("Type a message, or /help. Ctrl-C stops an answer, Ctrl-D leaves.")
         while True:
             try:
                 line = _read(read, self.console.is_terminal)
             except EOFError:
                 return
             except KeyboardInterrupt:
-                self._say("\n[dim]Ctrl-D or /exit leaves.[/]")
+                self._note("\nCtrl-D or /exit leaves.")
                 continue
             try:
                 if line.startswith("/"):
@@ -86,11 +86,11 @@ class _Chat:
                 self._say(_HELP)
             case "new":
                 self.turns.clear()
-                self._say("[dim]A new conversation.[/]")
+                self._note("A new conversation.")
             case "system":
                 self.system = value or None
                 self.turns.clear()
-                self._say(f"[dim]System prompt {'set' if value else 'forgotten'}; a new conversation.[/]")
+                self._note(f"System prompt {'set' if value else 'forgotten'}; a new conversation.")
             case "temperature":
                 self._set("temperature", _number(float, name, value) if value else self.sampling.temperature)
             case "max":
@@ -102,7 +102,7 @@ class _Chat:
 
     def _set(self, name: str, value: Any) -> None:
         self.sampling = Sampling(**{**self.sampling.model_dump(), name: value})
-        self._say(f"[dim]{name} is {'unlimited' if value is None else value}.[/]")
+        self._note(f"{name} is {'unlimited' if value is None else value}.")
 
     def _turn(self, line: str) -> None:
         turns = [*self.turns, {"role": "user", "content": line}]
@@ -135,11 +135,17 @@ class _Chat:
         speed = (tokens - 1) / max(time.perf_counter() - first, 1e-9)
         notes = [f"{tokens} tokens"] + [f"{speed:.1f} tokens/s"] * (tokens > 1)
         notes += {"length": ["cut at the longest answer"], "cancelled": ["stopped"]}.get(finish, [])
-        self._say(f"\n[dim]{' · '.join(notes)}[/]")
+        self._say("")
+        self._note(" · ".join(notes))
         return "".join(pieces), finish != "cancelled"
 
     def _stream(self, text: str) -> None:
         self.console.print(text.translate(_CONTROLS), end="", markup=False, highlight=False, soft_wrap=True)
+
+    def _note(self, text: str) -> None:
+        """Say something about the chat; where nobody sits at the terminal (a pipe), only answers are printed."""
+        if self.console.is_terminal:
+            self.console.print(text, style="dim", markup=False, highlight=False)
 
     def _say(self, markup: str) -> None:
         self.console.print(markup, highlight=False)

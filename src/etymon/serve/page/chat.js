@@ -111,13 +111,15 @@ function finishTools(view, content, note) {
       node.textContent = words.copied;
       setTimeout(() => { node.textContent = words.copy; }, 1500);
     }));
-  view.tools.append(button(words.retry, () => { if (!running) retry(view); }));
+  const again = button(words.retry, () => retry(view));
+  again.classList.add("retry");
+  view.tools.append(again);
   if (note) view.tools.append(element("span", "note", note));
 }
 
 async function copy(text) {
-  if (navigator.clipboard) return navigator.clipboard.writeText(text);
-  const area = element("textarea", "", text); // plain http from another machine has no clipboard
+  try { return await navigator.clipboard.writeText(text); } catch { /* plain http from another machine has none */ }
+  const area = element("textarea", "", text);
   document.body.append(area);
   area.select();
   document.execCommand("copy");
@@ -157,6 +159,7 @@ async function* events(response) {
 }
 
 async function answer() {
+  for (const node of log.querySelectorAll(".retry")) node.remove(); // only the last answer can be tried again
   const view = addAssistant();
   const stopper = new AbortController();
   running = stopper;
@@ -221,10 +224,8 @@ const rate = (tokens, first) => {
 };
 
 function retry(view) {
-  const last = log.lastElementChild;
-  if (view.turn !== last) return;
   if (turns.at(-1)?.role === "assistant") turns.pop();
-  last.remove();
+  view.turn.remove();
   answer();
 }
 
@@ -234,9 +235,6 @@ function busy(on) {
   send.classList.toggle("busy", on);
   send.setAttribute("aria-label", on ? words.stop : words.send);
   send.title = on ? words.stop : words.send;
-  // Only the last answer can be tried again.
-  for (const node of log.querySelectorAll(".assistant:not(:last-child) .tools .quiet:nth-last-of-type(1)"))
-    if (node.textContent === words.retry) node.remove();
   ready();
 }
 function ready() { send.disabled = !running && !input.value.trim(); }
