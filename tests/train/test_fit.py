@@ -135,10 +135,12 @@ def test_the_first_limit_reached_ends_the_run(tmp_path, budget, steps):
     assert fit(tiny_model(), Counting(), CausalLM(), config(1, budget=budget), tmp_path).steps == steps
 
 
-def test_minutes_become_steps_once_and_the_run_is_then_a_function_of_that_number(tmp_path):
+def test_minutes_become_steps_once_and_the_run_is_then_a_function_of_that_number(tmp_path, monkeypatch):
     timed, counted = tiny_model(), tiny_model()
-    result = fit(timed, Counting(), CausalLM(), config(1, budget=Budget(minutes=0.01)), tmp_path / "minutes")
-    assert result.steps > 1
+    measure = etymon.train.loop._Run._time_step
+    monkeypatch.setattr(etymon.train.loop._Run, "_time_step", lambda self, seconds: measure(self, 0.0) * 0 + 100.0)
+    result = fit(timed, Counting(), CausalLM(), config(1, budget=Budget(minutes=10)), tmp_path / "minutes")
+    assert result.steps == 5
     trainer = json.loads((result.checkpoint / "trainer.json").read_text())
     assert trainer["run"]["total_steps"] == result.steps
     fit(counted, Counting(), CausalLM(), config(result.steps), tmp_path / "steps")
