@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import openai
 import pytest
 
 from etymon import serve
-from etymon.engine import AsyncEngine
+from etymon.engine import AsyncEngine, Event
 
 CHAT = "/v1/chat/completions"
-LONG = {
+BASE = {
     "model": "tiny",
     "messages": [{"role": "user", "content": "What does json.dumps do?"}],
-    "ignore_eos": True,
     "max_tokens": 150,
 }
+LONG = {**BASE, "ignore_eos": True}
 
 
 def is_idle(service):
@@ -100,6 +102,37 @@ def test_many_come_and_many_leave(start, eventually):
         eventually(lambda: is_idle(service))
         with service.http as http:
             assert http.post(CHAT, json=LONG).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("fault", ["event", "exception"])
+def test_an_engine_that_fails_is_said_and_lives_on(start, stream, fault):
+    with start() as service, service.http as http:
+        step, steps = service.engine.step, []
+
+        def fails_at_the_third():
+            steps.append(1)
+            events = step()
+            if len(steps) != 3:
+                return events
+            if fault == "exception":
+                raise RuntimeError("secret detail")
+            service.engine.cancel(events[0].request)
+            return [Event(events[0].request, 0, "", (), None, "error", "it broke")]
+
+        service.engine.step = fails_at_the_third
+        answer = http.post(CHAT, json={**LONG, "stream": stream})
+        assert answer.status_code == (200 if stream else 500)
+        data = [line for line in answer.text.splitlines() if line][-1].removeprefix("data: ")
+        error = json.loads(data)["error"]
+        assert error["type"] == "server_error"
+        assert ("it broke" in error["message"]) == (fault == "event")
+        assert "secret" not in answer.text
+        if stream:
+            steps.clear()
+            with pytest.raises(openai.APIError):
+                list(service.client.chat.completions.create(**{**BASE, "stream": True}))
+        assert http.post(CHAT, json=LONG).status_code == 200
 
 
 def test_health_answers_while_a_prompt_is_read(service, monkeypatch):
