@@ -73,7 +73,7 @@ def measure(where: Where, sources: Sources) -> None:
     tokenizer = _load(where)
     table = Table("source", "documents", "bytes", "tokens", "bytes per token")
     for source in sources:
-        found = tokenizer.measure(document.text for document in read_documents([source]))
+        found = tokenizer.compression(document.text for document in read_documents([source]))
         counts = (f"{n:,}" for n in (found.documents, found.bytes, found.tokens))
         table.add_row(source, *counts, f"{found.bytes_per_token:.3f}")
     Console(highlight=False).print(table)

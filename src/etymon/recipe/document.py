@@ -147,6 +147,8 @@ def _put(values: Any, path: Path_, value: Any, setting: str) -> None:
         else:
             if isinstance(here, dict) and here.get(key) is None:
                 here[key] = [] if isinstance(path[i + 1], int) else {}
+            elif isinstance(here, list) and isinstance(here[key], str):
+                here[key] = {"kind": "builtin"} if here[key] == "builtin" else {"path": here[key]}  # a bare source
             here = here[key]
 
 

@@ -211,18 +211,22 @@ def _quoted(tags: str) -> list[str]:
 
 
 def nearest(path: Path_) -> str:
-    """Return `" Did you mean 'x'?"`: the nearest key beside the unknown one, else the nearest in the whole recipe."""
+    """Return `" Did you mean 'x'?"`: the nearest key beside the unknown one, or a clearly nearer one elsewhere."""
     name, siblings = str(path[-1]), known_keys(path[:-1])
-    if hint := suggest(name, siblings):
-        key = hint.split("'")[1]
-        return f" Did you mean {dotted((*path[:-1], key))!r}?"
+    beside = difflib.get_close_matches(name, siblings, n=1, cutoff=0.5)
     leaves: dict[str, list[str]] = {}
     for full in every_key():
         leaves.setdefault(full.rpartition(".")[2], []).append(full)
-    close = difflib.get_close_matches(name, leaves, n=1, cutoff=0.75)
-    if close:
-        return " Did you mean " + " or ".join(repr(full) for full in leaves[close[0]][:3]) + "?"
+    elsewhere = difflib.get_close_matches(name, leaves, n=1, cutoff=0.75)
+    if beside and not (elsewhere and _likeness(name, elsewhere[0]) > _likeness(name, beside[0]) + 0.1):
+        return f" Did you mean {dotted((*path[:-1], beside[0]))!r}?"
+    if elsewhere:
+        return " Did you mean " + " or ".join(repr(full) for full in leaves[elsewhere[0]][:3]) + "?"
     return f" Known here: {', '.join(siblings)}." if siblings else ""
+
+
+def _likeness(a: str, b: str) -> float:
+    return difflib.SequenceMatcher(None, a, b).ratio()
 
 
 def dotted(path: Path_) -> str:
