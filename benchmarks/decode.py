@@ -29,7 +29,7 @@ from etymon.families.llama import FAMILY as LLAMA
 from etymon.nn import Model
 from etymon.quant import quantize_int8
 from measure import Rounds, interleave, spread
-from publish import Report, Table, arguments, parse
+from publish import Report, Table, arguments, command, parse
 
 SHAPES = {
     "10M": LLAMA.spec(dim=384, layers=6, heads=6, hidden=1024, vocab=4096, context=512, tied=True),
@@ -186,4 +186,4 @@ def _report(options: argparse.Namespace, cases: Sequence[Case], bandwidth: float
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -26,6 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from etymon.errors import DataError
+
 HOW_TO_GET = "git clone https://github.com/karpathy/nanoGPT, then pass its path: --nanogpt nanoGPT"
 
 
@@ -72,11 +74,10 @@ class NanoRecipe:
 
 
 def load_nanogpt(checkout: Path | None) -> ModuleType:
-    """Return nanoGPT's model.py as a module; ends the program with a hint where there is none."""
+    """Return nanoGPT's model.py as a module; raises DataError where there is none."""
     path = None if checkout is None else checkout / "model.py"
     if path is None or not path.is_file():
-        print(f"no nanoGPT at {checkout}: {HOW_TO_GET}", file=sys.stderr)
-        raise SystemExit(2)
+        raise DataError(f"no nanoGPT at {checkout}: {HOW_TO_GET}")
     spec = importlib.util.spec_from_file_location("nanogpt_model", path)
     assert spec is not None
     assert spec.loader is not None

@@ -24,7 +24,7 @@ from etymon.train import AdamWConfig
 from etymon.train.hardware import matmul_peak
 from measure import Rounds, Span, Stopwatch, spread
 from peers import NanoGPT, NanoRecipe, Shape, TransformersGPT2, fingerprint, load_nanogpt, share_weights
-from publish import Report, Table, arguments, parse
+from publish import Report, Table, arguments, command, parse
 from to_loss import add_arguments, held_out_loss, to_loss
 from turns import fit_in_turns
 
@@ -150,4 +150,4 @@ def _report(
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table as RichTable
 
+from etymon.errors import EtymonError
 from etymon.evaluate.environment import environment
 from etymon.files import write_json, write_text
 
@@ -108,3 +109,12 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     options.results = options.results or (None if options.quick else RESULTS)
     torch.set_num_threads(options.threads)
     return options
+
+
+def command(main: Callable[[], Report]) -> None:
+    """Run a benchmark from the command line: what the user got wrong is one line and exit code 2."""
+    try:
+        main()
+    except EtymonError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(2) from None

@@ -22,7 +22,7 @@ import corpus
 import etymon
 from decode import SHAPES, randomised
 from measure import interleave, spread
-from publish import Report, Table, arguments, parse
+from publish import Report, Table, arguments, command, parse
 
 PROMPT = "def main"
 ETYMON = """
@@ -121,4 +121,4 @@ def first_line(program: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    command(main)

@@ -24,7 +24,7 @@ import corpus
 import etymon
 from etymon.config import Config
 from etymon.data import PretrainLoader
-from etymon.errors import suggest
+from etymon.errors import ConfigError, suggest
 from etymon.families.llama import FAMILY as LLAMA
 from etymon.nn import Model
 from etymon.objectives import CausalLM
@@ -153,7 +153,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_recipe(changes: list[str] | tuple[str, ...], base: Recipe | None = None) -> Recipe:
-    """Return the recipe with dotted changes such as `optimizer.adamw.lr=0.002`; ends the program on a bad one."""
+    """Return the recipe with dotted changes such as `optimizer.adamw.lr=0.002`. Raises ConfigError."""
     values: dict[str, Any] = (base or Recipe()).model_dump()
     for change in changes:
         key, _, text = change.partition("=")
@@ -161,7 +161,7 @@ def read_recipe(changes: list[str] | tuple[str, ...], base: Recipe | None = None
         place = values
         for name in path:
             if not isinstance(place.get(name), dict):
-                raise SystemExit(f"--set {change}: the recipe has no group {name!r}{suggest(name, place)}")
+                raise ConfigError(f"--set {change}: the recipe has no group {name!r}{suggest(name, place)}")
             place = place[name]
         try:
             place[last] = json.loads(text)
@@ -170,7 +170,7 @@ def read_recipe(changes: list[str] | tuple[str, ...], base: Recipe | None = None
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
-        raise SystemExit(f"--set: {error}") from None
+        raise ConfigError(f"--set: {error}") from None
 
 
 def to_loss(options: argparse.Namespace) -> Report:
