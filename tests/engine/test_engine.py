@@ -278,6 +278,13 @@ def test_stop_strings_in_random_text_are_found_as_find_finds_them(make_engine: M
         assert (done.text, done.finish) == (text[: text.find(stop)], "stop")
 
 
+def test_no_stop_string_is_looked_for_before_min_tokens(tokenizer: Tokenizer) -> None:
+    text = "xx yy xx zz"
+    early = len(tokenizer.encode("xx"))
+    sampling = Sampling(stop=["xx"], min_tokens=early, **GREEDY)
+    assert scripted(tokenizer, text).generate([Request("q", sampling)])[0].text == "xx yy "
+
+
 def test_held_back_text_is_shown_when_the_answer_ends(tokenizer: Tokenizer) -> None:
     done = scripted(tokenizer, "value\n").generate([Request("q", Sampling(stop=["\n\n"], **GREEDY))])[0]
     assert (done.text, done.finish) == ("value\n", "stop")

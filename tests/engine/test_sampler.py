@@ -188,3 +188,16 @@ def test_padded_vocabulary_is_never_chosen_and_broken_logits_are_reported() -> N
     assert tokens[0] < 10
     assert tokens[1] < 10
     assert tokens[2:] == [-1, -1]
+
+
+@pytest.mark.parametrize("number", [0.0, 1 - 2**-53])
+@pytest.mark.parametrize("settings", [{"min_p": 0.5}, {"top_p": 0.3}, {"top_k": 1}], ids=str)
+def test_the_ends_of_the_unit_interval_fall_on_tokens_that_are_kept(number: float, settings: dict[str, Any]) -> None:
+    class Constant:
+        def random(self) -> float:
+            return number
+
+    (sequence,) = sequences(1, **settings)
+    sequence.random = Constant()  # type: ignore[assignment]
+    logits = torch.tensor([[-50.0, 0.0, 9.0, 0.0, -50.0]])
+    assert Sampler(5, set(), DEVICE).sample(logits, [sequence])[0] == [2]

@@ -146,8 +146,8 @@ class _Drawn:
         self.top_p = column([s.top_p for s in settings]).double()
 
     def uniform(self) -> Tensor:
-        """Return one number per row, [rows, 1], in [0, 1); 1 itself cannot come of rounding the product with a sum."""
-        numbers = [0.0 if random is None else random.random() * (1 - 2**-40) for random in self.random]
+        """Return one number per row, [rows, 1], at most 1 - 2 ** -53: times any float64 it stays below that."""
+        numbers = [0.0 if random is None else random.random() for random in self.random]
         return torch.tensor(numbers, dtype=torch.float64, device=self.device)[:, None]
 
 
@@ -217,7 +217,8 @@ def _invert(weights: Tensor, uniform: Tensor) -> Tensor:
     Summed in float64. A weight of zero is never chosen: the sum does not pass anything there.
     """
     mass = weights.cumsum(-1, dtype=torch.float64)
-    return torch.searchsorted(mass, uniform * mass[:, -1:], right=True).clamp_(max=weights.shape[1] - 1)
+    places = torch.searchsorted(mass, uniform * mass[:, -1:], right=True)
+    return places.clamp_(max=weights.shape[1] - 1)  # a row of NaN passes nothing; its token is not used
 
 
 def _report(raw: Tensor, tokens: list[int], batch: _Batch) -> list[TokenLogprob | None]:

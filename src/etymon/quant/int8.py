@@ -19,14 +19,15 @@ from torch import Tensor, nn
 from etymon.errors import ConfigError
 from etymon.nn import Linear, Model
 
-# Measured on one AVX512-BF16 core, microseconds for [rows, 768] x [3072, 768]: fp32, int8 kernel, bf16 dequantised
-#   rows   1:   129     66   423
-#   rows   8:   597    263   463
-#   rows  16:   993    508   548
-#   rows  64:  3393   2034  1047
-#   rows 256: 12588   8393  3170
-# and the same crossover for [768, 768] and [768, 3072]; [50304, 768]: 9268, 2598, 6799 at 1 row, 27392, 10717, 10697
-# at 16. So the kernel, whose cost grows with the rows, up to 16 of them, and then a matmul of dequantised rows.
+# Measured on one Zen 5 core (AVX512-BF16, weights in the last cache), microseconds for [rows, 768] x [768, 3072]:
+#            fp32 (oneDNN)   int8 kernel   dequantised to bf16
+#   1 row            130            66           422
+#   8 rows           361           257           467
+#   16 rows          555           510           544
+#   32 rows          921          1023           709
+#   64 rows         1704          2063          1081
+# [768, 768], [3072, 768] and [768, 50304] cross at the same place: the kernel's cost grows with the rows, dequantising
+# costs once. A head of 50304 rows from memory, at 1 row: 9966, 2652, 15661.
 KERNEL_ROWS = 16
 # The kernel reads beyond the end of rows whose width is not a multiple of its vectors (16 on AVX512) instead of
 # refusing them; the margin is for other instruction sets.
