@@ -273,3 +273,19 @@ def test_a_long_run_stays_a_small_page(tmp_path: Path) -> None:
     write(tmp_path / "pretrain/metrics.jsonl", "\n".join(rows) + "\n")
     page, _ = report(tmp_path)
     assert len(page) < 120_000
+
+
+def test_control_characters_and_half_characters_do_no_harm(run: Path) -> None:
+    path = run / "evaluate/samples-pretrained.json"
+    path.write_text(path.read_text(encoding="utf-8").replace("</div>", "\\u0000\\u001b[31m\\ud83d"), encoding="utf-8")
+    page, _ = report(run)
+    assert "␀␛[31m?" in page
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", page)
+
+
+def test_a_training_set_that_was_not_finished_is_told(run: Path) -> None:
+    with (run / "sft/metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 310, "epoch": 0.25}) + "\n")
+    page, markdown = report(run)
+    assert "Fine-tuning ended after 25 % of the training set" in Page(page).text
+    assert "Fine-tuning ended after 25 % of the training set" in markdown

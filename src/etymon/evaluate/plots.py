@@ -108,7 +108,7 @@ def curves(
 
 def bars(groups: Sequence[tuple[str, Sequence[Bar]]], *, width: float = 4.8) -> str:
     """Draw labelled groups of horizontal bars from 0% to 100% with their intervals, the first group on top."""
-    thick, gap = 0.2, 0.16  # inches
+    thick, gap = 0.16, 0.13  # inches
     counts = [len(entries) for _, entries in groups]
     height = sum(counts) * thick + len(groups) * gap + 0.5
     with _styled(**{"axes.grid.axis": "x"}):
@@ -189,7 +189,7 @@ def _frame(axes: Axes, lines: Sequence[Line], height: float, unit: str, floor: f
     def written(value: float, _: object = None) -> str:
         return f"{100 * value:.3g} %" if unit == "%" else si(value)
 
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(FuncFormatter(si))
     axes.yaxis.set_major_formatter(FuncFormatter(written))

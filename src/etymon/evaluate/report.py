@@ -26,7 +26,9 @@ def write_report(run: str | Path) -> tuple[Path, Path]:
     view = _view(record)
     paths = record.path / "report.html", record.path / "report.md"
     for path in paths:
-        write_text(path, _environment(path.suffix == ".html").get_template(f"{path.name}.jinja").render(view))
+        page = _environment(path.suffix == ".html").get_template(f"{path.name}.jinja").render(view)
+        # JSON can spell half of a surrogate pair, which no file can hold.
+        write_text(path, page.encode("utf-8", "replace").decode("utf-8"))
     return paths
 
 

@@ -125,11 +125,20 @@ def tasks(record: Record) -> View | None:
                 for kind in kinds
             ),
         ],
+        "seen": _seen(record),
         "check": results[-1]["check"],
         "unfinished": [(r["model"], r["unfinished"]) for r in results if r["unfinished"]],
         "comparisons": _comparisons(record),
         "answers": _answers(record),
     }
+
+
+def _seen(record: Record) -> str:
+    """Say how much of the training set was really trained on, where that is not all of it."""
+    epochs = next((stage.total("epoch") for stage in record.stages if stage.name == "sft"), 0.0)
+    if not 0 < epochs < 1:
+        return ""
+    return f"Fine-tuning ended after {wording.percent(epochs)} of the training set: of these it never saw the rest."
 
 
 def _accuracy_figure(results: Sequence[formats.Tasks], kinds: Sequence[str], split: str) -> View:
@@ -186,9 +195,9 @@ def _answers(record: Record, each: int = 5) -> View | None:
     rows = [
         {
             "kind": row["kind"].replace("_", " "),
-            "question": row["messages"][-1].get("content", "") if row["messages"] else "",
-            "expected": row["expected"],
-            "output": row["output"],
+            "question": wording.visible(str(row["messages"][-1].get("content", ""))) if row["messages"] else "",
+            "expected": wording.visible(row["expected"]),
+            "output": wording.visible(row["output"]),
             "correct": row["correct"],
         }
         for row in picked
@@ -231,7 +240,7 @@ def _turns(prompt: Any) -> list[tuple[str, str]]:
 
 
 def _written(written: formats.Written) -> View:
-    return {"text": written["text"], "cut": written["finish"] == "length"}
+    return {"text": wording.visible(written["text"]), "cut": written["finish"] == "length"}
 
 
 # ---------------------------------------------------------------------------------------------- how it was made
@@ -245,6 +254,7 @@ def training(record: Record) -> View | None:
     rows: list[tuple[str, list[str]]] = [
         ("steps", [wording.count(stage.rows[-1]["step"]) for stage in stages]),
         ("tokens", [wording.count(stage.total("tokens")) for stage in stages]),
+        ("epochs", [_last(stage, "epoch", 2) for stage in stages]),
         ("time", [wording.duration(stage.total("seconds")) for stage in stages]),
         ("tokens/s, median", [_median(stage, "tokens_per_second", wording.count) for stage in stages]),
         ("model FLOPs utilisation, median", [_median(stage, "mfu", wording.percent) for stage in stages]),
@@ -299,9 +309,9 @@ def _highest(stage: Stage, name: str, written: Callable[[float], str]) -> str:
     return written(max(values)) if values else ""
 
 
-def _last(stage: Stage, name: str) -> str:
+def _last(stage: Stage, name: str, digits: int = 3) -> str:
     _, values = stage.column(name)
-    return f"{values[-1]:.3f}" if values else ""
+    return f"{values[-1]:.{digits}f}" if values else ""
 
 
 def _packing(stage: Stage) -> str:

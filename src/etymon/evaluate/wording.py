@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+_PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
+
 
 def count(value: float) -> str:
     """Write a count: `1,234` up to five digits, then `123 k`, `4.56 M`, `7.8 G`."""
@@ -73,3 +75,8 @@ def number(value: float, digits: int = 3) -> str:
     if places > 6:
         return f"{value:.{digits - 1}e}"
     return f"{value:,.{max(0, places)}f}"
+
+
+def visible(text: str) -> str:
+    """Return `text` with its control characters as their pictures and without white space at its end."""
+    return text.rstrip().translate(_PICTURES)
