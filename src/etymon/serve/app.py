@@ -25,7 +25,7 @@ from etymon.serve.openai import ApiError, ChatRequest, CompletionRequest
 from etymon.serve.stream import EventStream, chain, to_json, unless_client_leaves
 from etymon.text import Renderer, Tokenizer
 
-_PAGE = {"chat.css": "text/css", "chat.js": "text/javascript", "icon.svg": "image/svg+xml"}
+_PAGE = {"chat.css": "text/css", "chat.js": "text/javascript"}
 _ROUTES = ("/", "/page", "/health", "/metrics", "/v1/models", "/v1/completions", "/v1/chat/completions")
 # Few, so that long prompts queue here rather than crowd out the engine's thread.
 _READING_AT_ONCE = 2

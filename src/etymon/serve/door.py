@@ -26,7 +26,7 @@ _log = logging.getLogger("etymon.serve")
 _HEADERS = {
     # The page is one file each of HTML, CSS and JS from here; nothing else may run, load, frame it or be posted to.
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
