@@ -257,11 +257,10 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of user text: never a control token, no BOS or EOS added. Raises TokenizerError on lone surrogates."""
-        _check_text(text)
-        return self._backend.encode(text, add_special_tokens=False).ids
+        return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """`encode` of each text, on all cores."""
+        """`encode` of each text, on all cores; other threads run on meanwhile, which the library's `encode` denies."""
         for text in texts:
             _check_text(text)
         return [found.ids for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
@@ -283,7 +282,7 @@ class Tokenizer:
         parts.append(text[at:])
         whole = "".join(parts)
         _check_text(whole)
-        found = self._backend.encode(whole, add_special_tokens=False)
+        (found,) = self._backend.encode_batch([whole], add_special_tokens=False)
         ids, starts, k, base, origin = [], [], 0, 0, 0
         for id, (start, _) in zip(found.ids, found.offsets, strict=True):
             while k < len(moved) and moved[k][0] <= start:
