@@ -22,16 +22,24 @@ def test_probing_emulated_bf16_ends_early(monkeypatch):
         time.sleep(a.shape[0] ** 3 / 4e6)  # 0.008 GFLOP/s
         return a
 
-    monkeypatch.setattr(torch, "mm", slow)
+    monkeypatch.setattr(hardware, "matmul", slow)
     peak = hardware.matmul_peak.__wrapped__("cpu", "bf16", 0.3)
     assert peak < 1e7
     assert max(multiplied) <= 128
 
 
-@pytest.mark.parametrize(("bf16", "chosen"), [(1e9, "fp32"), (1.4e11, "fp32"), (5e11, "bf16")])
-def test_auto_takes_bf16_only_where_it_is_clearly_faster(monkeypatch, bf16, chosen):
-    monkeypatch.setattr(hardware, "matmul_peak", lambda device, precision: {"fp32": 1e11, "bf16": bf16}[precision])
+@pytest.mark.parametrize(("speedup", "chosen"), [(0.01, "fp32"), (1.2, "fp32"), (5.0, "bf16")])
+def test_auto_takes_bf16_only_where_it_is_clearly_faster(monkeypatch, speedup, chosen):
+    sizes = []
+
+    def seconds(a):
+        sizes.append(a.shape[0])
+        return 1.0 if a.dtype == torch.float32 else 1.0 / speedup
+
+    monkeypatch.setattr(hardware, "_seconds_of_product", seconds)
+    monkeypatch.setattr(hardware, "bf16_pays", hardware.bf16_pays.__wrapped__)
     assert hardware.choose_precision("auto", "cpu") == chosen
+    assert max(sizes) == (512 if speedup > 1 else 128)  # emulated bf16 is never given a large product
     assert hardware.choose_precision("bf16", "cpu") == "bf16"
     assert hardware.choose_precision("fp32", "cpu") == "fp32"
 

@@ -9,40 +9,63 @@ from typing import Literal
 import psutil
 import torch
 
+from etymon.nn.gemm import matmul
+
 Precision = Literal["fp32", "bf16"]
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @functools.cache
-def matmul_peak(device: str, precision: Precision, seconds: float = 0.3) -> float:
-    """Return the best FLOP/s of square matrix products on `device`, measured within about `seconds`, once a process.
+def matmul_peak(device: str, precision: Precision, seconds: float = 0.6) -> float:
+    """Return the best FLOP/s of the model's matrix products on `device`, measured within `seconds`, once a process.
 
     Sizes double from 64 and stop before a product that would not fit the time left: emulated bf16 runs at 0.2 GFLOP/s,
     where one product of size 1024 would take ten seconds.
     """
     deadline = time.perf_counter() + seconds
     best = 0.0
-    for size in (64, 128, 256, 512, 1024, 2048, 4096, 8192):
-        if size > 2048 and torch.device(device).type == "cpu":
-            break
+    for size in (64, 128, 256, 512, 1024, 2048) + ((4096, 8192) if _kind(device) == "cuda" else ()):
         flops = 2 * size**3
-        if best and time.perf_counter() + 2 * flops / best > deadline:
+        if best and time.perf_counter() + flops / best > deadline:
             break
         a = torch.ones(size, size, device=device, dtype=DTYPES[precision])
-        repeats = 3 if best else 1  # the first call of all also pays for starting threads
-        for _ in range(repeats):
-            start = time.perf_counter()
-            torch.mm(a, a)
-            _synchronize(device)
-            best = max(best, flops / (time.perf_counter() - start))
+        for _ in range(6):  # the best of several: first calls start threads, and other processes interfere
+            best = max(best, flops / _seconds_of_product(a))
             if time.perf_counter() > deadline:
                 return best
     return best
 
 
+@functools.cache
 def bf16_pays(device: str) -> bool:
-    """Return whether bf16 matmuls were measured at more than 1.5 times the speed of fp32 (AVX512-BF16, AMX, CUDA)."""
-    return matmul_peak(device, "bf16") > 1.5 * matmul_peak(device, "fp32")
+    """Return whether bf16 matmuls are measured at more than 1.5 times the speed of fp32 (AVX512-BF16, AMX, CUDA).
+
+    Both take turns, on one thread, so that a loaded machine slows both alike. A small product comes first: where bf16
+    is emulated a large one would take a second.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _bf16_speedup(device, 128, rounds=3) > 1.0 and _bf16_speedup(device, 512, rounds=7) > 1.5
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _bf16_speedup(device: str, size: int, rounds: int) -> float:
+    operands = [torch.ones(size, size, device=device, dtype=DTYPES[precision]) for precision in DTYPES]
+    for a in operands:
+        _seconds_of_product(a)
+    times = [[_seconds_of_product(a) for a in operands] for _ in range(rounds)]
+    fp32, bf16 = (min(column) for column in zip(*times, strict=True))
+    return fp32 / bf16
+
+
+def _seconds_of_product(a: torch.Tensor) -> float:
+    start = time.perf_counter()
+    matmul(a, a)
+    if a.device.type == "cuda":
+        torch.cuda.synchronize(a.device)
+    return time.perf_counter() - start
 
 
 def choose_precision(asked: Literal["auto", "fp32", "bf16"], device: str) -> Precision:
@@ -54,19 +77,18 @@ def choose_precision(asked: Literal["auto", "fp32", "bf16"], device: str) -> Pre
 
 def memory_in_use(device: str) -> int:
     """Return bytes: on CUDA the peak that tensors took, else this process's resident memory."""
-    if torch.device(device).type == "cuda":
+    if _kind(device) == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return int(psutil.Process().memory_info().rss)
 
 
 def environment(device: str) -> dict[str, str | int]:
     """Return what must be equal for two runs to agree bitwise: torch, the device and its threads."""
-    kind = torch.device(device).type
+    kind = _kind(device)
     name = torch.cuda.get_device_name(device) if kind == "cuda" else kind
     capability = torch.backends.cpu.get_cpu_capability()
     return {"torch": torch.__version__, "device": name, "cpu": capability, "threads": torch.get_num_threads()}
 
 
-def _synchronize(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
+def _kind(device: str) -> str:
+    return torch.device(device).type

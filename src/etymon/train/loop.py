@@ -51,7 +51,7 @@ from etymon.train.optimizers import build_optimizers, set_learning_rate
 from etymon.train.progress import Progress, describe, say
 from etymon.train.schedules import steps_of
 from etymon.train.signals import Signals
-from etymon.train.step import apply_gradient, bad_parameters, compute_gradient, seed_step
+from etymon.train.step import Gradient, apply_gradient, bad_parameters, compute_gradient, seed_step
 
 
 class Hook(Protocol):
@@ -244,9 +244,7 @@ class _Run:
             math.ceil(budget.epochs * self.loader.steps_per_epoch) if budget.epochs else None,
         ]
         steps = min((n for n in limits if n is not None), default=None)
-        compiled = self._compile_pays(steps)
-        if compiled:
-            self._compile()
+        compiled = self._compile_pays(steps) and self._compile_works()
         if budget.minutes is not None:
             step_seconds = self._time_step(0.02 * budget.minutes * 60)
             left = budget.minutes * 60 * 0.98 - (time.perf_counter() - self.started)  # 2% for checkpoints
@@ -280,6 +278,27 @@ class _Run:
         # the parameters and the names in checkpoints stay those of the model itself
         self.callee = cast(Model, torch.compile(self.model))
 
+    def _compile_works(self) -> bool:
+        """Compile, and compare one gradient with eager mode's: what the compiler cannot do shows before the run."""
+        batch = self.loader.batch(0)
+        expected = self._gradient(batch, 0)
+        self.model.zero_grad(set_to_none=True)
+        self._compile()
+        try:
+            found = self._gradient(batch, 0)
+            close = math.isclose(found.loss, expected.loss, rel_tol=0.01)
+            problem = "" if close and math.isclose(found.norm, expected.norm, rel_tol=0.05) else "its gradient is wrong"
+        except Exception as error:  # compilers fail in many ways, few of them named
+            problem = (str(error).strip() or type(error).__name__).splitlines()[0]
+        self.model.zero_grad(set_to_none=True)
+        if not problem:
+            return True
+        self.callee = self.model
+        if self.config.compile == "on":
+            raise TrainingError(f"torch.compile fails for this model on this machine ({problem}). Set compile=off")
+        say(f"warning: torch.compile fails for this model on this machine ({problem}); training goes on without it")
+        return False
+
     def _time_step(self, seconds: float) -> float:
         """Return the seconds of one update, measured on real batches for about `seconds`; leaves no trace."""
         saved = {name: tensor.clone() for name, tensor in weights(self.model).items()}
@@ -299,13 +318,11 @@ class _Run:
             optimizer.state.clear()
         return statistics.median(times[1:])  # the first allocates
 
-    def _update(self, batch: Batch, step: int, total: int) -> Row:
-        """Take update number `step` (from 0) and return what it was."""
+    def _gradient(self, batch: Batch, step: int) -> Gradient:
         config = self.config
         seed_step(config.seed, step)
-        lr = set_learning_rate(self.optimizers, config.schedule.factor(step, total))
         try:
-            gradient = compute_gradient(
+            return compute_gradient(
                 self.callee,
                 self.objective,
                 batch,
@@ -319,6 +336,12 @@ class _Run:
                 f"out of memory with {rows} rows of {self.loader.context} tokens at a time. Set micro_batch "
                 f"below {rows}: it changes memory, not what is learned."
             ) from None
+
+    def _update(self, batch: Batch, step: int, total: int) -> Row:
+        """Take update number `step` (from 0) and return what it was."""
+        config = self.config
+        lr = set_learning_rate(self.optimizers, config.schedule.factor(step, total))
+        gradient = self._gradient(batch, step)
         if not gradient.finite:
             self._refuse(batch, step, gradient.loss, gradient.norm)
         apply_gradient(self.optimizers)
