@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from etymon.nn import gemm
+from etymon.families import Family, families
+from etymon.nn import Output, build, gemm
 from etymon.nn.ffn import gated
 from etymon.nn.norm import RMSNorm
 from etymon.nn.position import rotary_table, rotate
@@ -79,6 +80,27 @@ def test_onednn_products(monkeypatch: pytest.MonkeyPatch, wide: int, narrow: int
     assert torch.allclose(gemm.matmul(x[0], weight.T), x[0] @ weight.T, atol=1e-4)
     wide_rows = torch.randn(64, wide)
     assert torch.allclose(gemm.matmul(wide_rows.T, wide_rows), wide_rows.T @ wide_rows, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", families().values(), ids=lambda f: f.name)
+def test_compiled_equals_eager(family: Family) -> None:
+    model = build(family.spec(**family.tiny), seed=1)
+    ids = torch.randint(0, model.spec.vocab, (2, 32))
+    documents = torch.arange(32)[None].expand(2, -1) // 10
+
+    def run(callee: Callable[..., Output]) -> tuple[Tensor, list[Tensor]]:
+        loss = callee(ids, labels=ids, documents=documents).loss
+        assert loss is not None
+        return loss, list(torch.autograd.grad(loss, list(model.parameters())))
+
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    (loss, gradients), (expected, expected_gradients) = run(torch.compile(model)), run(model)
+    assert torch.allclose(loss, expected, rtol=1e-5)
+    for a, b in zip(gradients, expected_gradients, strict=True):
+        assert (a - b).abs().max() < 1e-4 * b.abs().max()
 
 
 def test_products_in_half_precision_and_under_autocast_stay_with_torch() -> None:

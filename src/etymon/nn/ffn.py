@@ -59,7 +59,7 @@ class Gated(nn.Module):
 
 def gated(gate_up: Tensor, activation: Activation) -> Tensor:
     """act(gate) * up of the two halves of `gate_up` [..., 2 * hidden]."""
-    if gate_up.requires_grad and activation is F.silu:
+    if gate_up.requires_grad and activation is F.silu and not torch.compiler.is_compiling():
         return _SwiGLU.apply(gate_up)
     gate, up = gate_up.chunk(2, -1)
     return activation(gate) * up

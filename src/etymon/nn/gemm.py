@@ -33,6 +33,7 @@ def _applies(x: Tensor) -> bool:
         x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()  # the compiler brings products of its own
         and onednn_preferred()
     )
 

@@ -56,7 +56,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int | None = None) -> Ten
 
     Channels past 2n and heads past `heads` pass through.
     """
-    return (_Rotate.apply if x.requires_grad else _rotate)(x, cos, sin, x.shape[2] if heads is None else heads)
+    heads = x.shape[2] if heads is None else heads
+    if torch.compiler.is_compiling():  # which fuses plain operators better than it reads writes into views
+        n = cos.shape[-1]
+        a, b, rest = x[:, :, :heads].split((n, n, x.shape[-1] - 2 * n), -1)
+        return torch.cat((torch.cat((a * cos - b * sin, b * cos + a * sin, rest), -1), x[:, :, heads:]), 2)
+    return (_Rotate.apply if x.requires_grad else _rotate)(x, cos, sin, heads)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int, sign: int = 1) -> Tensor:
