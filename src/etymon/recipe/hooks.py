@@ -12,7 +12,7 @@ from etymon.nn import Model
 from etymon.text import Renderer, Tokenizer
 from etymon.train import held_out_loss
 
-HELD_OUT_TOKENS = 16_384  # enough for a curve; `evaluate` measures all of it
+HELD_OUT_TOKENS = 8_192  # enough for a curve; `evaluate` measures documents whole
 SAMPLE_TOKENS = 48
 
 
@@ -74,8 +74,16 @@ def held_out_conversations(
 
 
 def text_prompts(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> list[tuple[str, list[int]]]:
-    """Return texts with their ids, cut so that there is room to go on."""
-    return [(text, tokenizer.encode(text)[: context // 2]) for text in texts if text]
+    """Return texts with their ids, both cut to half the context, so that there is room to go on."""
+    found = []
+    for text in texts:
+        ids = tokenizer.encode(text)
+        if len(ids) > context // 2:
+            text = tokenizer.decode(ids[: context // 2]).rstrip("\ufffd")
+            ids = tokenizer.encode(text)
+        if 0 < len(ids) < context:
+            found.append((text, ids))
+    return found
 
 
 def chat_prompts(renderer: Renderer, questions: Sequence[str], context: int) -> list[tuple[str, list[int]]]:

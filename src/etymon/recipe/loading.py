@@ -49,9 +49,9 @@ def recipe_from(text: RecipeText) -> Recipe:
 
 
 def resolved(recipe: Recipe) -> Recipe:
-    """Return the recipe with what follows from other settings written out: directory, names, seeds, contexts."""
+    """Return the recipe with what follows from other settings written out: directory, names, seeds, contexts, sizes."""
     context = default_context(recipe)
-    changes: dict[str, Any] = {"run": str(recipe.directory)}
+    changes: dict[str, Any] = {"run": str(recipe.directory), "evaluate": recipe.evaluate.scaled(recipe.minutes)}
     if "model_name" not in recipe.serve.model_fields_set:
         changes["serve"] = recipe.serve.model_copy(update={"model_name": recipe.name})
     for name, section in recipe.stages.items():

@@ -202,12 +202,12 @@ class SftSection(TrainSection):
 
 
 class EvaluateSection(Config):
-    """What is measured, before and after fine-tuning and on int8."""
+    """What is measured, before and after fine-tuning and on int8. What is null follows from the recipe's `minutes`."""
 
-    documents: int | None = Field(
-        default=None, ge=1, description="Held-out documents that are scored at most; null: all"
+    documents: int | None = Field(default=None, ge=1, description="Held-out documents that are scored at most")
+    questions: int | None = Field(
+        default=None, ge=0, description="Questions of each kind, from each side of the split; 0: none are asked"
     )
-    questions: int = Field(default=25, ge=0, description="Of each kind, from each side of the split; 0: none are asked")
     max_tokens: int | None = Field(
         default=None, ge=1, description="Longest answer; null: twice what the right one takes"
     )
@@ -215,6 +215,14 @@ class EvaluateSection(Config):
     prompts: tuple[str, ...] = Field(default=(), description="Texts that the model continues, for the report's samples")
     chats: tuple[str, ...] = Field(default=(), description="Questions that it answers, for the report's samples")
     sample_tokens: int = Field(default=64, ge=1)
+
+    def scaled(self, minutes: float | None) -> EvaluateSection:
+        """Return the section with its numbers set: as many as a run of `minutes` can afford."""
+        documents = 400 if minutes is None else min(400, max(16, round(8 * minutes)))
+        questions = 25 if minutes is None else min(50, max(4, round(1.5 * minutes)))
+        own = {"documents": self.documents or documents}
+        own["questions"] = questions if self.questions is None else self.questions
+        return self.model_copy(update=own)
 
 
 class QuantizeSection(Config):

@@ -410,7 +410,7 @@ def _spread(run: Run, documents: Iterator[Any]) -> Iterator[Any]:
 
 def _sample_prompts(run: Run, renderer: Renderer) -> list[Any]:
     context = _engine_context(run)
-    texts = [text for text, ids in hooks.text_prompts(renderer.tokenizer, sample_texts(run), context) if ids]
+    texts = [text for text, _ in hooks.text_prompts(renderer.tokenizer, sample_texts(run), context)]
     chats = [question for question, _ in hooks.chat_prompts(renderer, sample_chats(run, conversations(run)), context)]
     return [*texts, *([{"role": "user", "content": question}] for question in chats)]
 
