@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,8 +158,6 @@ def test_changed_documents_are_refused(folder: Path, copy: Path):
         ):
             run_stages(run)
     finally:
-        import os
-
         source.write_text(text)
         os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
@@ -185,6 +187,22 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(folder: Path, copy: Path
         run_stages(run, until="model")
     for name in ("model/model.safetensors", "hf/model.safetensors"):
         assert (copy / name).read_bytes() == (folder / "run" / name).read_bytes()
+
+
+def test_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(folder: Path, tmp_path: Path):
+    run = tmp_path / "long"
+    command = [sys.executable, "-m", "etymon", "train", str(folder / "tiny.yaml"), "--stage", "pretrain"]
+    settings = [f"run={run}", "budget.steps=100000", "log_every=1", "checkpoint_every=100000", "evaluate_every=100000"]
+    with subprocess.Popen([*command, *settings], stderr=subprocess.PIPE, text=True) as process:
+        metrics = run / "pretrain" / "metrics.jsonl"
+        while process.poll() is None and (not metrics.exists() or len(metrics.read_text().splitlines()) < 3):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130, error
+    assert "Traceback" not in error and "--resume" in error
+    assert len(list((run / "pretrain" / "checkpoints").glob("step-*"))) == 2  # the first, and the interrupted one
+    assert not (run / "pretrain" / "COMPLETE").exists()
 
 
 def test_train_wants_to_be_told_to_resume(folder: Path, copy: Path, capsys: pytest.CaptureFixture[str]):
@@ -266,10 +284,6 @@ def test_chat_on_a_run(folder: Path, int8: bool, capsys: pytest.CaptureFixture[s
 
 
 def test_serve_answers_on_a_run(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    import os
-    import signal
-    import subprocess
-
     command = [sys.executable, "-m", "etymon", "serve", str(folder / "run"), "--port", "0", "--api-key", "k", "--int8"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

@@ -12,7 +12,7 @@ from etymon.nn import Model
 from etymon.text import Renderer, Tokenizer
 from etymon.train import held_out_loss
 
-HELD_OUT_TOKENS = 8_192  # enough for a curve; `evaluate` measures documents whole
+HELD_OUT_TOKENS = 4_096  # enough for a curve; `evaluate` measures documents whole
 SAMPLE_TOKENS = 48
 
 
