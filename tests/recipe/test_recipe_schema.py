@@ -187,6 +187,13 @@ def test_the_tokenizer_of_a_loaded_model_is_its_own():
     assert r.tokenizer.load == "some/model"  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("path", sorted(Path("recipes").glob("*.yaml")), ids=lambda p: p.name)
+def test_settings_of_the_only_stage_that_trains(tmp_path: Path):
+    path = tmp_path / "r.yaml"
+    path.write_text("name: x\nmodel: {load: some/model}\npretrain: null\ndata: null\nsft: {budget: {steps: 3}}\n")
+    r = load_recipe(path, ["batch_size=3"], under="pretrain")
+    assert r.pretrain is None and r.sft is not None and r.sft.batch_size == 3
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda p: p.name)
 def test_the_recipes_of_the_repository_are_valid(path: Path):
     assert load_recipe(path).stages

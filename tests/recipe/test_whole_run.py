@@ -233,6 +233,8 @@ def test_dry_run_prints_the_plan_and_writes_nothing(folder: Path, tmp_path: Path
     assert call("run", str(folder / "run"), "--dry-run") == 0
     prepared = " ".join(capsys.readouterr().out.split())
     assert "documents to train on" in prepared and "exists: would go on" in prepared
+    assert call("run", str(folder / "tiny.yaml"), "seed=3", "--dry-run") == 0
+    assert "would be refused without --fresh: pretrain.seed: 0 -> 3" in " ".join(capsys.readouterr().out.split())
 
 
 def test_fine_tuning_alone_continues_from_a_checkpoint(folder: Path, tmp_path: Path):

@@ -33,6 +33,8 @@ def load_recipe(path: str | Path, settings: Iterable[str] = (), *, under: str | 
         text.values["run"] = str(path)  # a run that was moved is where it is
     else:
         text = read_recipe_text(path)
+    if under == "pretrain" and text.values.get("pretrain", {}) is None:
+        under = "sft"  # the only stage that trains
     return recipe_from(with_settings(text, settings, under=under))
 
 

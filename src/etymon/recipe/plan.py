@@ -13,7 +13,8 @@ from etymon.data import BuiltinConversations, DocumentSet, TokenShards, builtin_
 from etymon.errors import DataError
 from etymon.evaluate import wording
 from etymon.recipe import budget, inputs, memory, stages
-from etymon.recipe.run import STATE, Run
+from etymon.recipe.loading import load_recipe
+from etymon.recipe.run import STATE, Run, changed_keys
 from etymon.recipe.schema import LoadModel, LoadTokenizer, Recipe, TrainSection
 from etymon.spec import ModelSpec
 from etymon.text import Rendered, Renderer, Tokenizer
@@ -60,7 +61,7 @@ def print_plan(recipe: Recipe, console: Console) -> None:
 
 
 def _rows(recipe: Recipe, spec: ModelSpec, corpus: Corpus | None, device: str) -> Iterator[tuple[str, RenderableType]]:
-    yield "run", f"{recipe.directory}" + (" (exists: would go on)" if (recipe.directory / STATE).exists() else "")
+    yield "run", f"{recipe.directory}{_existing(recipe)}"
     if recipe.minutes is not None:
         yield "time", f"{recipe.minutes:g} minutes for everything"
     if corpus is not None:
@@ -82,6 +83,15 @@ def _rows(recipe: Recipe, spec: ModelSpec, corpus: Corpus | None, device: str) -
     for name, section in recipe.stages.items():
         yield name, Group(*_stage(recipe, name, section, spec, corpus, device))
     yield "writes", _files(recipe)
+
+
+def _existing(recipe: Recipe) -> str:
+    if not (recipe.directory / STATE).exists():
+        return ""
+    changed = changed_keys(load_recipe(recipe.directory), recipe)
+    if changed:
+        return f" (exists with another recipe, and would be refused without --fresh: {'; '.join(changed[:4])})"
+    return " (exists: would go on)"
 
 
 def _stage(

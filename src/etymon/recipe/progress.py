@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 SECONDS_BETWEEN_LINES = 5.0
+# What a model writes must not steer the terminal: escape sequences and other controls are shown, not obeyed.
+_CONTROLS = {c: f"\\x{c:02x}" for c in (*range(32), *range(127, 160)) if c not in (9, 10)}
 
 
 def console() -> Console:
@@ -19,7 +21,7 @@ def console() -> Console:
 
 def say(text: str) -> None:
     """Print a line about the run."""
-    console().print(text, markup=False)
+    console().print(text.translate(_CONTROLS), markup=False)
 
 
 def heading(text: str) -> None:
