@@ -58,7 +58,7 @@ class Recipe(Config):
     activation: str = "silu"
     tied: bool = True
     rope_base: float = 10000.0
-    optimizer: OptimizerConfig = MuonConfig(lr=0.02, adamw=AdamWConfig(lr=3e-3, weight_decay=0.0))
+    optimizer: OptimizerConfig = MuonConfig(lr=0.02, adamw=AdamWConfig(lr=1e-2, weight_decay=0.0))
     schedule: Schedule = WarmupStableDecay(warmup=0.02, decay=0.6, final=0.0)
 
     def spec(self, vocab: int, context: int) -> ModelSpec:
