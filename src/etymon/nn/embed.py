@@ -9,14 +9,22 @@ from etymon.errors import DataError
 from etymon.nn.layout import Layout
 
 
+class Table(nn.Embedding):
+    """A table of learned vectors."""
+
+    def reset_parameters(self) -> None:
+        """Leave the weights alone: `model.initialise` draws them, or a checkpoint brings them. (On the meta device the
+        inherited method would import half of torch's compiler, a second of every start.)"""
+
+
 class Embed(nn.Module):
     """Token vectors plus learned positions, where the spec has them."""
 
     def __init__(self, embed: spec.Embed, vocab: int, dim: int) -> None:
         super().__init__()
         self.scale = embed.scale
-        self.tokens = nn.Embedding(vocab, dim)
-        self.positions = None if embed.position is None else nn.Embedding(embed.position.length, dim)
+        self.tokens = Table(vocab, dim)
+        self.positions = None if embed.position is None else Table(embed.position.length, dim)
 
     def forward(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, layout: Layout) -> Tensor:
         """Embed `input_ids` [batch, time], or take `inputs_embeds` [batch, time, dim] in their place.
@@ -36,7 +44,7 @@ class Embed(nn.Module):
         return x
 
 
-def _look_up(table: nn.Embedding, index: Tensor, message: str) -> Tensor:
+def _look_up(table: Table, index: Tensor, message: str) -> Tensor:
     try:
         return table(index)
     except IndexError:

@@ -18,6 +18,9 @@ class Linear(nn.Linear):
         super().__init__(in_features, sum(parts), bias=bias)
         self.parts = parts
 
+    def reset_parameters(self) -> None:
+        """Leave the weights alone: `model.initialise` draws them, or a checkpoint brings them."""
+
     def forward(self, input: Tensor) -> Tensor:
         """Apply to `input` [..., in_features]."""
         return gemm.linear(input, self.weight, self.bias)
