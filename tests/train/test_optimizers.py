@@ -172,3 +172,17 @@ def test_foreign_state_is_refused_by_name():
         load_optimizer_tensors(model, optimizers, {"nobody.weight/exp_avg": torch.zeros(2)})
     with pytest.raises(CheckpointError, match="shape"):
         load_optimizer_tensors(model, optimizers, {"embed.tokens.weight/exp_avg": torch.zeros(2)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_singular_value_shoots_past_the_interval(dtype: torch.dtype) -> None:
+    """Spectra with many values near the end of a polynomial's interval, where rounding once sent them to 1.84."""
+    generator = torch.Generator().manual_seed(1)
+    largest = 0.0
+    for trial in range(24):
+        u, v = (torch.linalg.qr(torch.randn(96, 96, generator=generator))[0] for _ in range(2))
+        values = torch.arange(1, 97).float() ** -(4 * torch.rand(1, generator=generator))
+        values[: 1 + trial % 12] = 1.0
+        moved = orthogonalize(((u * values) @ v.T)[None], POLAR_EXPRESS, dtype)[0].float()
+        largest = max(largest, float(torch.linalg.svdvals(moved)[0]))
+    assert largest < 1.16
