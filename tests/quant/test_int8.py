@@ -129,3 +129,20 @@ def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
         (tmp_path / "quantization.json").write_text(content)
         with pytest.raises(CheckpointError, match=r"quantization\.json"):
             quantization_of(tmp_path)
+
+
+@pytest.mark.parametrize("rows", [1, 4, 5, 16])
+def test_weights_that_lie_askew_do_not_end_the_process(rows: int) -> None:
+    memory = torch.zeros(48 * 64 + 128, dtype=torch.int8)
+    start = (40 - memory.data_ptr()) % 64
+    weight = memory[start : start + 48 * 64].view(48, 64).copy_(torch.randint(-127, 128, (48, 64), dtype=torch.int8))
+    assert weight.data_ptr() % 64 == 40
+    x = torch.randn(rows, 64)
+    assert torch.allclose(_product(x, weight, torch.ones(48)), x @ weight.float().T, atol=20, rtol=0.02)
+
+
+def test_loaded_tensors_are_aligned(original: Model, tmp_path: Path) -> None:
+    for name, model in (("plain", original), ("int8", quantize_int8(copy.deepcopy(original)))):
+        etymon.save(model, None, tmp_path / name)
+        loaded, _ = etymon.load(tmp_path / name)
+        assert all(tensor.data_ptr() % 64 == 0 for tensor in loaded.state_dict().values())
