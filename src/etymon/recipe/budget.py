@@ -11,7 +11,7 @@ from etymon.recipe.run import Run
 from etymon.recipe.schema import TrainSection
 from etymon.train import Budget
 
-PRETRAIN_SHARE = 0.72  # of the time for training; fine-tuning takes the rest
+PRETRAIN_SHARE = 0.68  # of the time for training; fine-tuning takes the rest
 RESERVE_SECONDS = 15.0  # for what does not grow with the run: loading, saving, the service
 RESERVE_SHARE = 0.12  # of the run, for evaluation, which grows with it
 LEAST_SECONDS = 3.0
