@@ -30,11 +30,11 @@ def onednn_preferred() -> bool:
 
 def _applies(x: Tensor) -> bool:
     return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
+        x.dtype is torch.float32
+        and x.is_cpu
+        and onednn_preferred()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()  # the compiler brings products of its own
-        and onednn_preferred()
     )
 
 
@@ -51,7 +51,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from etymon import spec
 
 
+@cache
+@torch.inference_mode(False)  # what is kept must serve training too
 def frequencies(rope: spec.Rope, device: torch.device | str = "cpu") -> tuple[Tensor, float]:
     """Return the angle per position of every rotated pair, [dim / 2] in fp32, and the factor on cos and sin."""
     exponent = torch.arange(0, rope.dim, 2, dtype=torch.int64, device=device).float() / rope.dim
@@ -47,8 +50,11 @@ def _yarn(rope: spec.Rope, s: spec.YarnScaling, inv_freq: Tensor) -> tuple[Tenso
 def rotary_table(rope: spec.Rope, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return cos and sin [batch, time, 1, dim / 2] at `positions` [batch, time], computed in fp32."""
     inv_freq, factor = frequencies(rope, positions.device)
-    angles = positions[:, :, None, None].float() * inv_freq
-    return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
+    angles = positions[:, :, None, None] * inv_freq
+    cos, sin = angles.cos(), angles.sin()
+    if factor != 1.0:
+        cos, sin = cos * factor, sin * factor
+    return cos.to(dtype), sin.to(dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int | None = None) -> Tensor:
