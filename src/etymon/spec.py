@@ -14,6 +14,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
+from functools import reduce
+from itertools import accumulate
 from typing import Any, ClassVar
 
 from etymon.errors import ConfigError, suggest
@@ -183,19 +185,161 @@ class Gated:
         return 3 * dim * self.hidden + (2 * self.hidden + dim if self.bias else 0)
 
 
-def _check_activation(name: str) -> None:
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}.{suggest(name, ACTIVATIONS)}")
+def _check_activation(name: str, known: tuple[str, ...] = ACTIVATIONS) -> None:
+    if name not in known:
+        raise ConfigError(f"unknown activation {name!r}; known: {', '.join(known)}.{suggest(name, known)}")
 
 
-Op = Attention | Dense | Gated
+@dataclass(frozen=True, kw_only=True)
+class Elman:
+    """The simple recurrent layer (Elman 1990), h = act(W x + U h'); it replaces the stream by `width` channels."""
+
+    name: ClassVar[str] = "recurrence"
+    gates: ClassVar[int] = 1
+    width: int
+    activation: str = "tanh"
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        _check_activation(self.activation, ("tanh", "sigmoid", "relu"))
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters on a stream of width `dim`."""
+        return _count_gates(self, dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSTM:
+    """Long short-term memory (Hochreiter & Schmidhuber 1997), with forget gates (Gers et al. 2000)."""
+
+    name: ClassVar[str] = "recurrence"
+    gates: ClassVar[int] = 4
+    width: int
+    bias: bool = True
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters on a stream of width `dim`."""
+        return _count_gates(self, dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRU:
+    """Gated recurrent units (Cho et al. 2014, arXiv:1406.1078); the reset gate acts on the product U h' + b."""
+
+    name: ClassVar[str] = "recurrence"
+    gates: ClassVar[int] = 3
+    width: int
+    bias: bool = True
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters on a stream of width `dim`."""
+        return _count_gates(self, dim)
+
+
+def _count_gates(op: Elman | LSTM | GRU, dim: int) -> int:
+    return op.gates * op.width * (dim + op.width + (2 if op.bias else 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """act(W [x, x', x'', …] + b) of the last `size` positions, the latest first (Bengio et al. 2003); a learned vector
+    stands before the beginning. It replaces the stream by `width` channels."""
+
+    name: ClassVar[str] = "window"
+    size: int
+    width: int
+    activation: str = "tanh"
+
+    def __post_init__(self) -> None:
+        _check_activation(self.activation, ("tanh", "sigmoid", "relu"))
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters on a stream of width `dim`."""
+        return self.width * (self.size * dim + 1) + dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectiveSSM:
+    """A state space whose step, input and output depend on the token (Gu & Dao 2023, arXiv:2312.00752).
+
+    `inner` channels, each with `state` numbers of memory, behind a causal convolution over `kernel` positions; `rank`
+    is the width of the step's projection. `bias` is that of the projections from and to the stream.
+    """
+
+    name: ClassVar[str] = "ssm"
+    inner: int
+    state: int
+    rank: int
+    kernel: int = 4
+    activation: str = "silu"
+    bias: bool = False
+    conv_bias: bool = True
+
+    def __post_init__(self) -> None:
+        _check_activation(self.activation)
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters on a residual stream of width `dim`."""
+        conv = self.inner * (self.kernel + (1 if self.conv_bias else 0))
+        step = self.inner * (self.rank + 2 * self.state) + self.rank * self.inner + self.inner
+        ends = 3 * dim * self.inner + (2 * self.inner + dim if self.bias else 0)
+        return conv + step + ends + self.inner * (self.state + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualSSM:
+    """A state space with one decay per head, which is also a masked product (Dao & Gu 2024, arXiv:2405.21060).
+
+    `heads` of `head_dim` channels with a memory of `state` numbers per channel; input and output projections of the
+    memory are shared within each of `groups`. The result is gated and normalised per group.
+    """
+
+    name: ClassVar[str] = "ssm"
+    heads: int
+    head_dim: int
+    state: int
+    groups: int = 1
+    kernel: int = 4
+    activation: str = "silu"
+    bias: bool = False
+    conv_bias: bool = True
+    eps: float = 1e-5
+    step_limit: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        _check_activation(self.activation)
+        if self.heads < 1 or self.groups < 1 or self.heads % self.groups:
+            raise ConfigError(f"ssm: heads={self.heads} must be a positive multiple of groups={self.groups}")
+
+    @property
+    def inner(self) -> int:
+        """The channels of all heads together."""
+        return self.heads * self.head_dim
+
+    @property
+    def conv_width(self) -> int:
+        """The channels that the convolution sees: those of the heads, and both projections of the memory."""
+        return self.inner + 2 * self.groups * self.state
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters on a residual stream of width `dim`."""
+        conv = self.conv_width * (self.kernel + (1 if self.conv_bias else 0))
+        into = self.inner + self.conv_width + self.heads
+        ends = dim * (into + self.inner) + (into + dim if self.bias else 0)
+        return conv + ends + 3 * self.heads + self.inner
+
+
+Op = Attention | Dense | Gated | Elman | LSTM | GRU | Window | SelectiveSSM | DualSSM
 
 # -- blocks, stacks, the model ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sub:
-    """One sublayer: y = post(alpha * x + beta * branch(op(pre(x)))); an absent norm is the identity."""
+    """One sublayer: y = post(alpha * x + beta * branch(op(pre(x)))); an absent norm is the identity.
+
+    alpha=0 means no residual: the operator replaces the stream.
+    """
 
     op: Op
     pre: Norm | None = None
@@ -204,9 +348,18 @@ class Sub:
     alpha: float = 1.0
     beta: float = 1.0
 
+    def width(self, dim: int) -> int:
+        """The width of the stream behind it. Raises ConfigError where the operator's own cannot be added to `dim`."""
+        width: int = getattr(self.op, "width", dim)
+        if width != dim and self.alpha:
+            raise ConfigError(f"{self.op.name}: its {width} channels cannot be added to a stream of {dim}; use alpha=0")
+        return width
+
     def count(self, dim: int) -> int:
         """Return the number of parameters on a residual stream of width `dim`."""
-        return self.op.count(dim) + sum(norm.count(dim) for norm in (self.pre, self.branch, self.post) if norm)
+        width = self.width(dim)
+        norms = ((self.pre, dim), (self.branch, width), (self.post, width))
+        return self.op.count(dim) + sum(norm.count(n) for norm, n in norms if norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,9 +368,14 @@ class Block:
 
     subs: tuple[Sub, ...]
 
+    def width(self, dim: int) -> int:
+        """The width of the stream behind it."""
+        return reduce(lambda width, sub: sub.width(width), self.subs, dim)
+
     def count(self, dim: int) -> int:
         """Return the number of parameters on a residual stream of width `dim`."""
-        return sum(sub.count(dim) for sub in self.subs)
+        widths = accumulate(self.subs, lambda width, sub: sub.width(width), initial=dim)
+        return sum(sub.count(width) for sub, width in zip(self.subs, widths, strict=False))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,10 +399,16 @@ class Stack:
     final_norm: Norm | None
     visibility: Visibility = field(default_factory=Causal)
 
+    def widths(self, dim: int) -> list[int]:
+        """The widths of the stream before every block and at the end."""
+        return list(accumulate(self.blocks, lambda width, block: block.width(width), initial=dim))
+
     def count(self, dim: int) -> int:
         """Return the number of parameters on a residual stream of width `dim`."""
-        per_block = {block: block.count(dim) for block in set(self.blocks)}
-        return sum(per_block[block] for block in self.blocks) + (self.final_norm.count(dim) if self.final_norm else 0)
+        *before, end = self.widths(dim)
+        counts = {(block, width): block.count(width) for block, width in set(zip(self.blocks, before, strict=True))}
+        total = sum(counts[key] for key in zip(self.blocks, before, strict=True))
+        return total + (self.final_norm.count(end) if self.final_norm else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,10 +463,17 @@ class ModelSpec:
                 raise ConfigError(f"{self.name}: {key}={getattr(self, key)} must be at least 1")
         if not self.decoder.blocks:
             raise ConfigError(f"{self.name}: a stack needs at least one block")
+        if self.width != self.dim and self.head.tied:
+            raise ConfigError(f"{self.name}: a tied head needs a stream of {self.dim} channels, not {self.width}")
+
+    @property
+    def width(self) -> int:
+        """The width of the stream that the head reads, which recurrent layers may have changed."""
+        return self.decoder.widths(self.dim)[-1]
 
     def count(self) -> Count:
         """Return the exact numbers of parameters, without building anything."""
-        embed, head = self.embed.count(self.vocab, self.dim), self.head.count(self.vocab, self.dim)
+        embed, head = self.embed.count(self.vocab, self.dim), self.head.count(self.vocab, self.width)
         body = self.decoder.count(self.dim)
         total = embed + head + body
         return Count(total=total, non_embedding=body, active=total)
@@ -310,7 +481,7 @@ class ModelSpec:
     def flops_per_token(self, context: int) -> int:
         """Return forward + backward model FLOPs per token at this context: 6 per weight used in a matmul, plus
         12 * query_width * context / 2 per causal attention layer for scores and mixing (PaLM, arXiv:2204.02311, B)."""
-        weights = self.decoder.count(self.dim) + self.vocab * self.dim
+        weights = self.decoder.count(self.dim) + self.vocab * self.width
         attention = sum(
             6 * sub.op.query_width * min(context, sub.op.window or context)
             for block in self.decoder.blocks
@@ -356,7 +527,8 @@ _TYPES = {
     cls.__name__: cls
     for cls in (
         *(LayerNorm, RMSNorm, Learned, LinearScaling, Llama3Scaling, YarnScaling, Rope),
-        *(Attention, Dense, Gated, Sub, Block, Causal, Bidirectional, Stack, Embed, LM, ModelSpec),
+        *(Attention, Dense, Gated, Elman, LSTM, GRU, Window, SelectiveSSM, DualSSM),
+        *(Sub, Block, Causal, Bidirectional, Stack, Embed, LM, ModelSpec),
     )
 }
 

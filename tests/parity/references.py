@@ -17,6 +17,8 @@ class Reference:
     name: str
     make: Callable[[], Any]
     learned_positions: bool = False
+    trace_after_blocks: bool = False  # its hidden states are those after each block, without the embeddings
+    padding_is_skipped: bool = True  # it computes the same with and without padding
 
     def __str__(self) -> str:
         return self.name
@@ -69,6 +71,10 @@ REFERENCES = [
     Reference("gpt2-relu-eps", _gpt2(activation_function="relu", layer_norm_epsilon=1e-3), learned_positions=True),
     Reference("gpt2-by-depth", _gpt2(scale_attn_by_inverse_layer_idx=True), learned_positions=True),
 ]
+
+from references_recurrent import REFERENCES as RECURRENT  # noqa: E402  (which needs Reference)
+
+REFERENCES += RECURRENT
 
 
 def randomised(reference: Reference, seed: int = 0) -> Any:

@@ -61,7 +61,7 @@ class Engine:
         self.stop_ids: frozenset[int] = frozenset(tokenizer.stop_ids) if tokenizer is not None else frozenset()
         self.metrics = EngineMetrics()
         self._state = _allocate(model, self.config.slots, self.context)
-        self._scheduler = Scheduler(self.config.slots, self.config.chunk)
+        self._scheduler = Scheduler(self.config.slots, self.config.chunk, pads=self._state.truncates)
         self._sampler = Sampler(self.vocab, self.stop_ids, model.device)
         self._numbers = itertools.count()
         self._events: list[Event] = []
@@ -329,7 +329,7 @@ def _allocate(model: Model, slots: int, context: int) -> State:
     available = _available_bytes(model.device)
     if needed > available:
         raise ConfigError(
-            f"engine: {slots} slots of {context} tokens need {needed / 1e9:.1f} GB for keys and values, but "
+            f"engine: {slots} slots of {context} tokens need {needed / 1e9:.1f} GB for their state, but "
             f"{available / 1e9:.1f} GB are free: lower engine.slots or engine.context."
         )
     return model.new_state(slots, context)

@@ -36,11 +36,13 @@ class Scheduler:
     """First come, first served: a request that needs several rows waits for them at the head of the queue.
 
     `slots` is how many sequences can run at once, `chunk` how many prompt tokens are read between two decode steps.
+    `pads` says that prompts of different lengths may be read together, because the state can forget the padding.
     """
 
-    def __init__(self, slots: int, chunk: int) -> None:
+    def __init__(self, slots: int, chunk: int, pads: bool = True) -> None:
         self.slots = slots
         self.chunk = chunk
+        self.pads = pads
         self.waiting: deque[Sequence] = deque()
         self.rows: list[Sequence] = []
 
@@ -72,7 +74,7 @@ class Scheduler:
             longest = max(longest, head.pending)
             real += head.pending
             padded = longest * (len(prompts) + 1)
-            if prompts and (padded > self.chunk or padded > 2 * real):
+            if prompts and (padded > self.chunk or padded > (2 if self.pads else 1) * real):
                 break
             self.waiting.popleft()
             self._place(head)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from etymon import spec
 from etymon.nn.layout import Layout
 from etymon.nn.linear import Linear
 from etymon.nn.norm import build_norm
 from etymon.nn.position import rotate
-from etymon.nn.state import KeyValues
+from etymon.nn.state import KeyValues, Mixer
 
 
-class Attention(nn.Module):
+class Attention(Mixer):
     """Multi-head, grouped-query or multi-query attention with fused query, key and value projections.
 
     B batch, T time, S keys, H query heads, G key and value heads, D head width.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 
 from torch import Tensor, nn
 
@@ -12,7 +13,10 @@ from etymon.nn.ffn import Dense, Gated
 from etymon.nn.layout import Layout
 from etymon.nn.linear import Linear
 from etymon.nn.norm import build_norm
-from etymon.nn.state import KeyValues
+from etymon.nn.recurrent import Recurrence
+from etymon.nn.ssm import DualSSM, SelectiveSSM
+from etymon.nn.state import Cell, Mixer
+from etymon.nn.window import Window
 
 
 def build_op(op: spec.Op, dim: int, visibility: spec.Visibility) -> nn.Module:
@@ -24,6 +28,14 @@ def build_op(op: spec.Op, dim: int, visibility: spec.Visibility) -> nn.Module:
             return Dense(op, dim)
         case spec.Gated():
             return Gated(op, dim)
+        case spec.Elman() | spec.LSTM() | spec.GRU():
+            return Recurrence(op, dim)
+        case spec.Window():
+            return Window(op, dim)
+        case spec.SelectiveSSM():
+            return SelectiveSSM(op, dim)
+        case spec.DualSSM():
+            return DualSSM(op, dim)
 
 
 class Sub(nn.Module):
@@ -33,27 +45,30 @@ class Sub(nn.Module):
         super().__init__()
         self.pre = build_norm(sub.pre, dim)
         self.op = build_op(sub.op, dim, visibility)
-        self.branch = build_norm(sub.branch, dim)
-        self.post = build_norm(sub.post, dim)
+        self.branch = build_norm(sub.branch, sub.width(dim))
+        self.post = build_norm(sub.post, sub.width(dim))
         self.alpha, self.beta = sub.alpha, sub.beta
-        self.mixes_time = isinstance(sub.op, spec.Attention)
+        self.mixes = isinstance(self.op, Mixer)
 
     @property
-    def output(self) -> Linear:
-        """The matrix through which the operator writes to the stream."""
-        output = self.op.out if self.mixes_time else self.op.down
-        assert isinstance(output, Linear)
+    def output(self) -> Linear | None:
+        """The matrix through which the operator adds to the stream; one that replaces the stream has none."""
+        output = getattr(self.op, "out" if self.mixes else "down", None)
+        assert output is None or isinstance(output, Linear)
         return output
 
-    def forward(self, x: Tensor, layout: Layout, cells: Iterator[KeyValues] | None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, cells: Iterator[Cell] | None) -> Tensor:
         """Apply to `x` [batch, time, dim]."""
         h = x if self.pre is None else self.pre(x)
-        h = self.op(h, layout, next(cells) if cells is not None else None) if self.mixes_time else self.op(h)
+        h = self.op(h, layout, next(cells) if cells is not None else None) if self.mixes else self.op(h)
         if self.branch is not None:
             h = self.branch(h)
         if self.beta != 1.0:
             h = h * self.beta
-        x = (x if self.alpha == 1.0 else x * self.alpha) + h
+        if self.alpha == 0.0:
+            x = h
+        else:
+            x = (x if self.alpha == 1.0 else x * self.alpha) + h
         return x if self.post is None else self.post(x)
 
 
@@ -61,10 +76,13 @@ class Block(nn.ModuleDict):
     """Sublayers one after the other, by the names of their operators."""
 
     def __init__(self, block: spec.Block, dim: int, visibility: spec.Visibility) -> None:
-        super().__init__({sub.op.name: Sub(sub, dim, visibility) for sub in block.subs})
+        widths = accumulate(block.subs, lambda width, sub: sub.width(width), initial=dim)
+        super().__init__(
+            {sub.op.name: Sub(sub, width, visibility) for sub, width in zip(block.subs, widths, strict=False)}
+        )
         assert len(self) == len(block.subs), "two sublayers of a block share a name"
 
-    def forward(self, x: Tensor, layout: Layout, cells: Iterator[KeyValues] | None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, cells: Iterator[Cell] | None) -> Tensor:
         """Apply to `x` [batch, time, dim]."""
         for sub in self.values():
             x = sub(x, layout, cells)
@@ -76,17 +94,19 @@ class Stack(nn.Module):
 
     def __init__(self, stack: spec.Stack, dim: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(block, dim, stack.visibility) for block in stack.blocks)
-        self.final_norm = build_norm(stack.final_norm, dim)
+        *widths, end = stack.widths(dim)
+        blocks = zip(stack.blocks, widths, strict=True)
+        self.blocks = nn.ModuleList(Block(block, width, stack.visibility) for block, width in blocks)
+        self.final_norm = build_norm(stack.final_norm, end)
 
-    def mixers(self) -> Iterator[Attention]:
+    def mixers(self) -> Iterator[Mixer]:
         """Yield the operators that keep state, in the order in which a call reaches them."""
         for module in self.blocks.modules():
-            if isinstance(module, Attention):
+            if isinstance(module, Mixer):
                 yield module
 
     def forward(
-        self, x: Tensor, layout: Layout, cells: Iterator[KeyValues] | None, trace: list[Tensor] | None
+        self, x: Tensor, layout: Layout, cells: Iterator[Cell] | None, trace: list[Tensor] | None
     ) -> Tensor:
         """Apply to `x` [batch, time, dim]; `trace` collects the stream before every block and the final result."""
         for block in self.blocks:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 from etymon import spec
 from etymon.errors import DataError
 from etymon.nn.position import rotary_table
+from etymon.nn.runs import Runs
 from etymon.nn.state import State
 
 
@@ -64,6 +67,15 @@ class Layout:
                 )
             real = attention_mask.bool()
             self.attention_mask = None if bool(real.all()) else real
+
+    @cached_property
+    def runs(self) -> Runs | None:
+        """How the call's tokens follow one another for a recurrence; None where every row is one unbroken run."""
+        if self.attention_mask is None:
+            return None if self.documents is None else Runs(self.documents, None)
+        columns = self.first + self.offsets if self.ragged else slice(self.keys - self.time, None)
+        real = self.attention_mask.gather(1, columns) if self.ragged else self.attention_mask[:, columns]
+        return Runs(self.documents, real)
 
     def rotary(self, rope: spec.Rope, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cos and sin [batch or 1, time, 1, rope.dim / 2] for these positions."""

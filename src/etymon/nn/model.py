@@ -38,7 +38,7 @@ class Model(nn.Module):
         self.spec = spec
         self.embed = Embed(spec.embed, spec.vocab, spec.dim)
         self.decoder = Stack(spec.decoder, spec.dim)
-        self.head = LMHead(spec.head, spec.vocab, spec.dim)
+        self.head = LMHead(spec.head, spec.vocab, spec.width)
         self.tie()
 
     def tie(self) -> None:
@@ -137,7 +137,7 @@ def build(
 @torch.no_grad()
 def initialise(model: Model, seed: int) -> None:
     """Draw fresh weights: N(0, 0.02) for embeddings and head; N(0, 1/sqrt(3 * fan-in)) for matrices of the stack;
-    those that write to the stream start at zero, so that every block starts as the identity (Fixup, arXiv:1901.09321).
+    those that add to the stream start at zero, so that every block starts as the identity (Fixup, arXiv:1901.09321).
 
     The values depend on the spec and the seed only, not on the device or dtype.
     """
@@ -162,7 +162,9 @@ def initialise(model: Model, seed: int) -> None:
             module.weight.fill_(1.0)
             if isinstance(module, nn.LayerNorm) and module.bias is not None:
                 module.bias.zero_()
-        elif isinstance(module, Sub):
+        elif isinstance(module, Sub) and module.output is not None:
             outputs.append(module.output)
     for output in outputs:
         output.weight.zero_()
+    for mixer in model.decoder.mixers():
+        mixer.initialise(generator)

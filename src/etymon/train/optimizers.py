@@ -155,8 +155,9 @@ def build_optimizers(
             )
             optimizers.append(muon)
         config = config.adamw
-    decayed = [p for p in rest if p.ndim >= 2 and p not in embeddings]
-    plain = [p for p in rest if p.ndim < 2 or p in embeddings]
+    matrices = {m.weight for m in model.modules() if isinstance(m, nn.Linear)} - embeddings
+    decayed = [p for p in rest if p in matrices]
+    plain = [p for p in rest if p not in matrices]
     groups = [
         {"params": params, "weight_decay": weight_decay}
         for params, weight_decay in ((decayed, config.weight_decay), (plain, 0.0))

@@ -1,0 +1,149 @@
+"""Mamba (Gu & Dao 2023, arXiv:2312.00752).
+
+What was new over transformers: no attention. One layer per block, a selective state space behind a short convolution,
+so that generation takes the same time and memory at any length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from etymon.families.family import Family
+from etymon.families.reader import ConfigReader
+from etymon.families.weights import Rule, affine
+from etymon.spec import LM, Block, Embed, ModelSpec, RMSNorm, SelectiveSSM, Stack, Sub
+
+
+def build(
+    *,
+    name: str = "mamba",
+    vocab: int = 50280,
+    dim: int,
+    layers: int,
+    inner: int | None = None,
+    state: int = 16,
+    rank: int | None = None,
+    kernel: int = 4,
+    context: int = 2048,
+    eps: float = 1e-5,
+    activation: str = "silu",
+    bias: bool = False,
+    conv_bias: bool = True,
+    tied: bool = True,
+) -> ModelSpec:
+    """Return the spec of a Mamba of these dimensions: `inner` channels (2 dim) with `state` numbers of memory each."""
+    op = SelectiveSSM(
+        inner=inner or 2 * dim,
+        state=state,
+        rank=rank or -(-dim // 16),
+        kernel=kernel,
+        activation=activation,
+        bias=bias,
+        conv_bias=conv_bias,
+    )
+    norm = RMSNorm(eps=eps)
+    return ModelSpec(
+        name=name,
+        family="mamba",
+        vocab=vocab,
+        dim=dim,
+        context=context,
+        embed=Embed(),
+        decoder=Stack(blocks=(Block(subs=(Sub(pre=norm, op=op),)),) * layers, final_norm=norm),
+        head=LM(tied=tied),
+    )
+
+
+# How fresh weights are drawn, and how the reference computes: nothing that changes the function.
+INITIAL = ("time_step_scale", "time_step_min", "time_step_max", "time_step_init_scheme", "time_step_floor")
+RUNNING = ("residual_in_fp32", "rescale_prenorm_residual", "use_mambapy", "use_associative_scan", "chunk_size")
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """Read a `config.json` of model type "mamba"."""
+    for key in INITIAL + RUNNING:
+        reader.take(key, object, None)
+    dim = reader.take("hidden_size", int, 768)
+    inner = int(reader.take("expand", float, 2.0) * dim)
+    reader.expect("intermediate_size", inner)
+    rank = reader.take("time_step_rank", object, "auto")
+    return build(
+        vocab=reader.take("vocab_size", int, 50280),
+        dim=dim,
+        layers=reader.take("num_hidden_layers", int, 32),
+        inner=inner,
+        state=reader.take("state_size", int, 16),
+        rank=rank if isinstance(rank, int) else None,
+        kernel=reader.take("conv_kernel", int, 4),
+        context=reader.take("max_position_embeddings", int, 2048),
+        eps=reader.take("layer_norm_epsilon", float, 1e-5),
+        activation=reader.take("hidden_act", str, "silu"),
+        bias=reader.take("use_bias", bool, False),
+        conv_bias=reader.take("use_conv_bias", bool, True),
+        tied=reader.take("tie_word_embeddings", bool, True),
+    )
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Write the `config.json` of a spec that `build` made."""
+    op, norm = spec.decoder.blocks[0].subs[0].op, spec.decoder.final_norm
+    assert isinstance(op, SelectiveSSM) and isinstance(norm, RMSNorm)
+    expand, rest = divmod(op.inner, spec.dim)
+    return {
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.dim,
+        "num_hidden_layers": len(spec.decoder.blocks),
+        "expand": op.inner / spec.dim if rest else expand,
+        "state_size": op.state,
+        "time_step_rank": op.rank,
+        "conv_kernel": op.kernel,
+        "max_position_embeddings": spec.context,
+        "layer_norm_epsilon": norm.eps,
+        "hidden_act": op.activation,
+        "use_bias": op.bias,
+        "use_conv_bias": op.conv_bias,
+        "tie_word_embeddings": spec.head.tied,
+    }
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order."""
+    yield Rule("embed.tokens.weight", ("backbone.embeddings.weight",))
+    for i, block in enumerate(spec.decoder.blocks):
+        op = block.subs[0].op
+        assert isinstance(op, SelectiveSSM)
+        ours, theirs = f"decoder.blocks.{i}.ssm", f"backbone.layers.{i}"
+        yield Rule(f"{ours}.pre.weight", (f"{theirs}.norm.weight",))
+        yield Rule(f"{ours}.op.log_decay", (f"{theirs}.mixer.A_log",))
+        yield Rule(f"{ours}.op.skip", (f"{theirs}.mixer.D",))
+        yield from affine(f"{ours}.op.conv", f"{theirs}.mixer.conv1d", bias=op.conv_bias)
+        yield from affine(f"{ours}.op.into", f"{theirs}.mixer.in_proj", bias=op.bias)
+        yield from affine(f"{ours}.op.select", f"{theirs}.mixer.x_proj", bias=False)
+        yield from affine(f"{ours}.op.step", f"{theirs}.mixer.dt_proj", bias=True)
+        yield from affine(f"{ours}.op.out", f"{theirs}.mixer.out_proj", bias=op.bias)
+    yield Rule("decoder.final_norm.weight", ("backbone.norm_f.weight",))
+    if not spec.head.tied:
+        yield Rule("head.linear.weight", ("lm_head.weight",))
+
+
+FAMILY = Family(
+    name="mamba",
+    title="Mamba",
+    paper="https://arxiv.org/abs/2312.00752",
+    model_type="mamba",
+    architecture="MambaForCausalLM",
+    build=build,
+    sizes={
+        "mamba-130m": {"dim": 768, "layers": 24},
+        "mamba-370m": {"dim": 1024, "layers": 48},
+        "mamba-790m": {"dim": 1536, "layers": 48},
+        "mamba-1.4b": {"dim": 2048, "layers": 48},
+        "mamba-2.8b": {"dim": 2560, "layers": 64},
+    },
+    tiny={"vocab": 97, "dim": 32, "layers": 2, "state": 8, "context": 64},
+    read=read,
+    write=write,
+    weights=weights,
+    prefix="backbone.",
+)

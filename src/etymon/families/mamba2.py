@@ -1,0 +1,154 @@
+"""Mamba-2 (Dao & Gu 2024, arXiv:2405.21060).
+
+What was new over Mamba: one decay per head instead of one per channel and memory, so that training is products of
+matrices; projections from the stream at once, and a gated norm before the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from etymon.families.family import Family
+from etymon.families.mamba import INITIAL, RUNNING
+from etymon.families.reader import ConfigReader
+from etymon.families.weights import Rule, affine
+from etymon.spec import LM, Block, DualSSM, Embed, ModelSpec, RMSNorm, Stack, Sub
+
+UNLIMITED = (0.0, float("inf"))
+
+
+def build(
+    *,
+    name: str = "mamba2",
+    vocab: int = 50288,
+    dim: int,
+    layers: int,
+    heads: int | None = None,
+    head_dim: int = 64,
+    groups: int = 1,
+    state: int = 128,
+    kernel: int = 4,
+    context: int = 2048,
+    eps: float = 1e-5,
+    activation: str = "silu",
+    bias: bool = False,
+    conv_bias: bool = True,
+    step_limit: tuple[float, float] | None = None,
+    tied: bool = True,
+) -> ModelSpec:
+    """Return the spec of a Mamba-2 of these dimensions; the heads have 2 dim channels together by default."""
+    op = DualSSM(
+        heads=heads or 2 * dim // head_dim,
+        head_dim=head_dim,
+        state=state,
+        groups=groups,
+        kernel=kernel,
+        activation=activation,
+        bias=bias,
+        conv_bias=conv_bias,
+        eps=eps,
+        step_limit=step_limit,
+    )
+    norm = RMSNorm(eps=eps)
+    return ModelSpec(
+        name=name,
+        family="mamba2",
+        vocab=vocab,
+        dim=dim,
+        context=context,
+        embed=Embed(),
+        decoder=Stack(blocks=(Block(subs=(Sub(pre=norm, op=op),)),) * layers, final_norm=norm),
+        head=LM(tied=tied),
+    )
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """Read a `config.json` of model type "mamba2"."""
+    for key in (*INITIAL, *RUNNING, "time_step_rank"):
+        reader.take(key, object, None)
+    dim, heads = reader.take("hidden_size", int, 4096), reader.take("num_heads", int, 128)
+    head_dim = reader.take("head_dim", int, 64)
+    reader.expect("expand", heads * head_dim / dim)
+    low, high = (float(x) for x in reader.take("time_step_limit", list, list(UNLIMITED)))
+    return build(
+        vocab=reader.take("vocab_size", int, 32768),
+        dim=dim,
+        layers=reader.take("num_hidden_layers", int, 64),
+        heads=heads,
+        head_dim=head_dim,
+        groups=reader.take("n_groups", int, 8),
+        state=reader.take("state_size", int, 128),
+        kernel=reader.take("conv_kernel", int, 4),
+        context=reader.take("max_position_embeddings", int, 2048),
+        eps=reader.take("layer_norm_epsilon", float, 1e-5),
+        activation=reader.take("hidden_act", str, "silu"),
+        bias=reader.take("use_bias", bool, False),
+        conv_bias=reader.take("use_conv_bias", bool, True),
+        step_limit=None if (low, high) == UNLIMITED else (low, high),
+        tied=reader.take("tie_word_embeddings", bool, False),
+    )
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Write the `config.json` of a spec that `build` made."""
+    op = spec.decoder.blocks[0].subs[0].op
+    assert isinstance(op, DualSSM)
+    limit = {} if op.step_limit is None else {"time_step_limit": list(op.step_limit)}
+    return limit | {
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.dim,
+        "num_hidden_layers": len(spec.decoder.blocks),
+        "num_heads": op.heads,
+        "head_dim": op.head_dim,
+        "expand": op.inner // spec.dim,
+        "n_groups": op.groups,
+        "state_size": op.state,
+        "conv_kernel": op.kernel,
+        "max_position_embeddings": spec.context,
+        "layer_norm_epsilon": op.eps,
+        "hidden_act": op.activation,
+        "use_bias": op.bias,
+        "use_conv_bias": op.conv_bias,
+        "tie_word_embeddings": spec.head.tied,
+    }
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order."""
+    yield Rule("embed.tokens.weight", ("backbone.embeddings.weight",))
+    for i, block in enumerate(spec.decoder.blocks):
+        op = block.subs[0].op
+        assert isinstance(op, DualSSM)
+        ours, theirs = f"decoder.blocks.{i}.ssm", f"backbone.layers.{i}"
+        yield Rule(f"{ours}.pre.weight", (f"{theirs}.norm.weight",))
+        for own, published in (("step_bias", "dt_bias"), ("log_decay", "A_log"), ("skip", "D"), ("norm", "norm.weight")):
+            yield Rule(f"{ours}.op.{own}", (f"{theirs}.mixer.{published}",))
+        yield from affine(f"{ours}.op.conv", f"{theirs}.mixer.conv1d", bias=op.conv_bias)
+        yield from affine(f"{ours}.op.into", f"{theirs}.mixer.in_proj", bias=op.bias)
+        yield from affine(f"{ours}.op.out", f"{theirs}.mixer.out_proj", bias=op.bias)
+    yield Rule("decoder.final_norm.weight", ("backbone.norm_f.weight",))
+    if not spec.head.tied:
+        yield Rule("head.linear.weight", ("lm_head.weight",))
+
+
+FAMILY = Family(
+    name="mamba2",
+    title="Mamba-2",
+    paper="https://arxiv.org/abs/2405.21060",
+    model_type="mamba2",
+    architecture="Mamba2ForCausalLM",
+    build=build,
+    sizes={
+        "mamba2-130m": {"dim": 768, "layers": 24},
+        "mamba2-370m": {"dim": 1024, "layers": 48},
+        "mamba2-780m": {"dim": 1536, "layers": 48},
+        "mamba2-1.3b": {"dim": 2048, "layers": 48},
+        "mamba2-2.7b": {"dim": 2560, "layers": 64},
+    },
+    tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 8, "head_dim": 8, "groups": 2, "state": 16, "context": 64},
+    read=read,
+    write=write,
+    weights=weights,
+    prefix="backbone.",
+)
