@@ -44,7 +44,7 @@ def test_chunked_loss_and_gradients(monkeypatch: pytest.MonkeyPatch, bias: bool,
 
 
 def test_untrained_positions_count_nothing(model: Model) -> None:
-    hidden = torch.randn(2, 9, model.spec.dim)
+    hidden = torch.randn(2, 9, model.spec.width)
     targets = torch.randint(0, model.spec.vocab, (2, 9))
     targets[:, ::2] = IGNORE
     expected = F.cross_entropy(model.head(hidden).flatten(0, 1), targets.flatten(), reduction="sum")

@@ -19,6 +19,7 @@ class Reference:
     learned_positions: bool = False
     trace_after_blocks: bool = False  # its hidden states are those after each block, without the embeddings
     padding_is_skipped: bool = True  # it computes the same with and without padding
+    decodes_as_it_reads: bool = True  # its own generation agrees with its full pass
 
     def __str__(self) -> str:
         return self.name

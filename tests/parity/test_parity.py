@@ -204,7 +204,9 @@ def test_half_precision(pair: Any, dtype: torch.dtype, tmp_path: Path) -> None:
 
 
 def test_greedy_generation_is_the_reference_s(pair: Any) -> None:
-    _, theirs, ours = pair
+    reference, theirs, ours = pair
+    if not reference.decodes_as_it_reads:
+        pytest.skip("the reference's generation differs from its own full pass")
     prompt = tokens(1, 8)
     mask = torch.ones_like(prompt)
     options = {"max_new_tokens": 20, "min_new_tokens": 20, "do_sample": False, "pad_token_id": 0}

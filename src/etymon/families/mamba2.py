@@ -70,7 +70,9 @@ def read(reader: ConfigReader) -> ModelSpec:
     dim, heads = reader.take("hidden_size", int, 4096), reader.take("num_heads", int, 128)
     head_dim = reader.take("head_dim", int, 64)
     reader.expect("expand", heads * head_dim / dim)
-    low, high = (float(x) for x in reader.take("time_step_limit", list, list(UNLIMITED)))
+    # (the reference writes infinity as {"__float__": "Infinity"}, others as JSON's Infinity)
+    limit = reader.take("time_step_limit", list, list(UNLIMITED))
+    low, high = (float(x["__float__"] if isinstance(x, dict) else x) for x in limit)
     return build(
         vocab=reader.take("vocab_size", int, 32768),
         dim=dim,
@@ -122,7 +124,12 @@ def weights(spec: ModelSpec) -> Iterator[Rule]:
         assert isinstance(op, DualSSM)
         ours, theirs = f"decoder.blocks.{i}.ssm", f"backbone.layers.{i}"
         yield Rule(f"{ours}.pre.weight", (f"{theirs}.norm.weight",))
-        for own, published in (("step_bias", "dt_bias"), ("log_decay", "A_log"), ("skip", "D"), ("norm", "norm.weight")):
+        for own, published in (
+            ("step_bias", "dt_bias"),
+            ("log_decay", "A_log"),
+            ("skip", "D"),
+            ("norm", "norm.weight"),
+        ):
             yield Rule(f"{ours}.op.{own}", (f"{theirs}.mixer.{published}",))
         yield from affine(f"{ours}.op.conv", f"{theirs}.mixer.conv1d", bias=op.conv_bias)
         yield from affine(f"{ours}.op.into", f"{theirs}.mixer.in_proj", bias=op.bias)

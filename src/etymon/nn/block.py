@@ -105,9 +105,7 @@ class Stack(nn.Module):
             if isinstance(module, Mixer):
                 yield module
 
-    def forward(
-        self, x: Tensor, layout: Layout, cells: Iterator[Cell] | None, trace: list[Tensor] | None
-    ) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, cells: Iterator[Cell] | None, trace: list[Tensor] | None) -> Tensor:
         """Apply to `x` [batch, time, dim]; `trace` collects the stream before every block and the final result."""
         for block in self.blocks:
             if trace is not None:

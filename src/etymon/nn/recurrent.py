@@ -59,7 +59,9 @@ class Recurrence(Walker):
         begin = tuple(m[packed.rows] if carried else m.new_zeros(len(packed.rows), m.shape[1]) for m in held)
         kernel = self._kernel()
         if kernel is not None:
-            y, *memory = kernel(tokens, packed.sizes, self._hidden(begin), *self._weights(), 1, 0.0, self.training, False)
+            y, *memory = kernel(
+                tokens, packed.sizes, self._hidden(begin), *self._weights(), 1, 0.0, self.training, False
+            )
             ends = tuple(m[0] for m in memory)
         else:
             y, ends = self._steps(self.input(tokens), packed.sizes.tolist(), begin)

@@ -64,7 +64,7 @@ class SelectiveSSM(Walker):
             past, memory = cell.read()
         u_BTC = self.activation(self.conv(x_BTC, runs, past))
         rank_BTR, b_BTN, c_BTN = self.select(u_BTC).split((op.rank, op.state, op.state), -1)
-        dt_BTC = _steps(F.linear(rank_BTR, self.step.weight), self.step.bias, runs)
+        dt_BTC = _steps(self.step(rank_BTR), runs)
         decay_CN = -self.log_decay.float().exp()
         starts = runs.starts if runs is not None else None
         y_BTC, memory = selective_scan(u_BTC, dt_BTC, decay_CN, b_BTN, c_BTN, starts, memory)
@@ -81,9 +81,9 @@ def _fresh_steps(n: int, generator: torch.Generator) -> Tensor:
     return steps + (-torch.expm1(-steps)).log()
 
 
-def _steps(dt: Tensor, bias: Tensor, runs: Runs | None, limit: tuple[float, float] | None = None) -> Tensor:
+def _steps(dt: Tensor, runs: Runs | None, limit: tuple[float, float] | None = None) -> Tensor:
     """Return how much time each token takes, in fp32: none for padding, so that it leaves the memory as it is."""
-    dt = F.softplus(dt.float() + bias.float())
+    dt = F.softplus(dt.float())
     if limit is not None:
         dt = dt.clamp(*limit)
     real = runs.real(dt.shape[1]) if runs is not None else None
@@ -211,7 +211,7 @@ class DualSSM(Walker):
         u = self.activation(self.conv(mixed, runs, past))
         shared = op.groups * op.state
         x_BTC, b_BTE, c_BTE = u.split((op.inner, shared, shared), -1)
-        dt_BTH = _steps(dt, self.step_bias, runs, op.step_limit)
+        dt_BTH = _steps(dt.float() + self.step_bias.float(), runs, op.step_limit)
         x_BTHP = x_BTC.reshape(B, T, op.heads, op.head_dim).float()
         y_BTHP, memory = dual_scan(
             x_BTHP,

@@ -41,12 +41,13 @@ class Window(Walker):
         ages = runs.ages if runs is not None else None
         if ages is None:
             ages = torch.arange(T, device=x.device).expand(B, T)
-        if cell is not None and read is not None:
+        if read is not None:
             ages = ages + read[:, None]
-            counts = T if runs is None or runs.counts is None else runs.counts
-            cell.write(following(past, x, runs), read + counts)
         joined = torch.cat((past, x), 1)
         window = [x]
         for k in range(1, n + 1):
             window.append(torch.where((ages >= k)[..., None], joined[:, n - k : n - k + T], self.start))
+        if cell is not None and read is not None:
+            counts = T if runs is None or runs.counts is None else runs.counts
+            cell.write(following(past, x, runs), read + counts)
         return self.activation(self.mix(torch.cat(window, -1)))
