@@ -9,10 +9,22 @@ from etymon.nn import build
 
 PUBLISHED = {
     "lstm": {"lstm-ptb-small": 4.6e6, "lstm-ptb-medium": 19.8e6, "lstm-ptb-large": 66.0e6},
-    "mamba": {"mamba-130m": 129e6, "mamba-370m": 372e6, "mamba-790m": 793e6, "mamba-1.4b": 1.372e9, "mamba-2.8b": 2.768e9},
-    "mamba2": {"mamba2-130m": 129e6, "mamba2-370m": 368e6, "mamba2-780m": 780e6, "mamba2-1.3b": 1.344e9, "mamba2-2.7b": 2.703e9},
+    "mamba": {
+        "mamba-130m": 129e6,
+        "mamba-370m": 372e6,
+        "mamba-790m": 793e6,
+        "mamba-1.4b": 1.372e9,
+        "mamba-2.8b": 2.768e9,
+    },
+    "mamba2": {
+        "mamba2-130m": 129e6,
+        "mamba2-370m": 368e6,
+        "mamba2-780m": 780e6,
+        "mamba2-1.3b": 1.344e9,
+        "mamba2-2.7b": 2.703e9,
+    },
     "nnlm": {"nnlm-brown": 16383 * 30 + 30 + 100 * 4 * 30 + 100 + 16383 * 101},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("family", "size"), [(f, s) for f, sizes in PUBLISHED.items() for s in sizes])

@@ -15,6 +15,7 @@ from etymon.families.reader import ConfigReader
 from etymon.families.weights import Rule, affine
 from etymon.spec import LM, Block, DualSSM, Embed, ModelSpec, RMSNorm, Stack, Sub
 
+VECTORS = {"step_bias": "dt_bias", "log_decay": "A_log", "skip": "D", "norm": "norm.weight"}
 UNLIMITED = (0.0, float("inf"))
 
 

@@ -73,8 +73,9 @@ class Layout:
         """How the call's tokens follow one another for a recurrence; None where every row is one unbroken run."""
         if self.attention_mask is None:
             return None if self.documents is None else Runs(self.documents, None)
-        columns = self.first + self.offsets if self.ragged else slice(self.keys - self.time, None)
-        real = self.attention_mask.gather(1, columns) if self.ragged else self.attention_mask[:, columns]
+        real = self.attention_mask[:, self.keys - self.time :]
+        if isinstance(self.columns, Tensor):
+            real = self.attention_mask.gather(1, self.columns)
         return Runs(self.documents, real)
 
     def rotary(self, rope: spec.Rope, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ class Recurrence(Walker):
 
     def walk(self, x: Tensor, runs: Runs | None, cell: Vectors | None) -> Tensor:
         """Return the hidden vectors [batch, time, width]."""
-        B, T, _ = x.shape
+        B = x.shape[0]
         held = cell.read() if cell is not None else (x.new_zeros(B, self.op.width),) * self.memories
         if runs is None:
             y, memory = self._unbroken(x, held)
@@ -47,8 +47,8 @@ class Recurrence(Walker):
     def _unbroken(self, x: Tensor, held: Memory) -> tuple[Tensor, Memory]:
         kernel = self._kernel()
         if kernel is not None:
-            y, *memory = kernel(x, self._hidden(held), *self._weights(), 1, 0.0, self.training, False, True)
-            return y, tuple(m[0] for m in memory)
+            y, *ends = kernel(x, self._hidden(held), *self._weights(), 1, 0.0, self.training, False, True)
+            return y, tuple(end[0] for end in ends)
         B, T, _ = x.shape
         y, memory = self._steps(self.input(x).transpose(0, 1).flatten(0, 1), [B] * T, held)
         return y.view(T, B, -1).transpose(0, 1), memory

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-class Packed(NamedTuple):
+@dataclass(frozen=True)
+class Packed:
     """Runs side by side, longest first, as torch's recurrent kernels take them.
 
     `index` [tokens] says where in the flattened [batch * time] each token stands: all first tokens, then all second

@@ -56,7 +56,7 @@ class SelectiveSSM(Walker):
     def walk(self, x: Tensor, runs: Runs | None, cell: Vectors | None) -> Tensor:
         """Return [batch, time, dim] from `x` of the same shape."""
         op = self.op
-        B, T, _ = x.shape
+        B = x.shape[0]
         x_BTC, gate_BTC = self.into(x).chunk(2, -1)
         if cell is None:
             past, memory = x.new_zeros(B, op.kernel - 1, op.inner), None

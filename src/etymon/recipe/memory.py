@@ -11,7 +11,7 @@ import torch
 from etymon.errors import ConfigError
 from etymon.evaluate import wording
 from etymon.recipe.schema import Recipe, TrainSection
-from etymon.spec import Attention, Gated, ModelSpec
+from etymon.spec import GRU, LSTM, Attention, Dense, DualSSM, Elman, Gated, ModelSpec, Op, SelectiveSSM, Window
 from etymon.train import MuonConfig
 
 FP32 = 4
@@ -57,13 +57,27 @@ def activations_per_token(spec: ModelSpec) -> int:
     total = 2 * spec.dim
     for block in spec.decoder.blocks:
         for sub in block.subs:
-            op = sub.op
-            if isinstance(op, Attention):
-                # stream, normed, fused projection, rotated queries and keys with values, output of attention
-                total += 2 * spec.dim + 2 * (op.query_width + 2 * op.kv_width) + op.query_width
-            else:
-                total += 2 * spec.dim + (5 if isinstance(op, Gated) else 3) * op.hidden
+            total += 2 * spec.dim + _kept(sub.op, spec.dim)  # the stream, normed
     return total
+
+
+def _kept(op: Op, dim: int) -> int:
+    """Return the numbers of each token that one operator keeps for its backward pass."""
+    match op:
+        case Attention():  # fused projection, rotated queries and keys with values, output of attention
+            return 2 * (op.query_width + 2 * op.kv_width) + op.query_width
+        case Gated():
+            return 5 * op.hidden
+        case Dense():
+            return 3 * op.hidden
+        case Elman() | LSTM() | GRU():  # projections of both sides, gates, memory
+            return (3 * op.gates + 2) * op.width
+        case Window():
+            return op.size * dim + 2 * op.width
+        case SelectiveSSM():  # both halves, convolved, activated, steps, memory per chunk, output
+            return 10 * op.inner + op.inner * op.state // 64 + 3 * op.state
+        case DualSSM():  # the same, and a chunk's scores and decays of every head
+            return 12 * op.inner + 3 * 64 * op.heads
 
 
 def available_memory(device: str) -> int:
