@@ -329,7 +329,31 @@ class DualSSM:
         return conv + ends + 3 * self.heads + self.inner
 
 
-Op = Attention | Dense | Gated | Elman | LSTM | GRU | Window | SelectiveSSM | DualSSM
+@dataclass(frozen=True, kw_only=True)
+class TimeMix:
+    """Attention without queries, whose weights decay with distance at a rate per channel (arXiv:2305.13048)."""
+
+    name: ClassVar[str] = "time_mix"
+    hidden: int
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters on a residual stream of width `dim`."""
+        return 4 * dim * self.hidden + 3 * dim + 2 * self.hidden
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelMix:
+    """A gated feed-forward layer over each position mixed with the one before it (arXiv:2305.13048)."""
+
+    name: ClassVar[str] = "channel_mix"
+    hidden: int
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters on a residual stream of width `dim`."""
+        return 2 * dim * self.hidden + dim * dim + 2 * dim
+
+
+Op = Attention | Dense | Gated | Elman | LSTM | GRU | Window | SelectiveSSM | DualSSM | TimeMix | ChannelMix
 
 # -- blocks, stacks, the model ----------------------------------------------------------------------------------------
 
@@ -413,14 +437,16 @@ class Stack:
 
 @dataclass(frozen=True, kw_only=True)
 class Embed:
-    """Token vectors, what is added to them and what they are multiplied by before the first block."""
+    """norm(scale * token + position)."""
 
     position: Learned | None = None
     scale: float = 1.0
+    norm: Norm | None = None
 
     def count(self, vocab: int, dim: int) -> int:
         """Return the number of parameters."""
-        return vocab * dim + (self.position.length * dim if self.position else 0)
+        added = (self.position.length * dim if self.position else 0) + (self.norm.count(dim) if self.norm else 0)
+        return vocab * dim + added
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -527,7 +553,7 @@ _TYPES = {
     cls.__name__: cls
     for cls in (
         *(LayerNorm, RMSNorm, Learned, LinearScaling, Llama3Scaling, YarnScaling, Rope),
-        *(Attention, Dense, Gated, Elman, LSTM, GRU, Window, SelectiveSSM, DualSSM),
+        *(Attention, Dense, Gated, Elman, LSTM, GRU, Window, SelectiveSSM, DualSSM, TimeMix, ChannelMix),
         *(Sub, Block, Causal, Bidirectional, Stack, Embed, LM, ModelSpec),
     )
 }

@@ -9,7 +9,7 @@ from torch import Tensor
 from etymon.engine import Engine, EngineConfig, Request, Sampling
 from etymon.errors import ConfigError, DataError
 from etymon.families import families, family_named
-from etymon.nn import Model, build, ssm
+from etymon.nn import Model, build, ssm, wkv
 from etymon.quant import quantize_int8
 from etymon.spec import LSTM, Sub
 
@@ -36,7 +36,7 @@ def model(request: pytest.FixtureRequest) -> Model:
 
 
 def test_the_expected_families_are_here() -> None:
-    assert {"lstm", "gru", "rnnlm", "nnlm", "mamba", "mamba2"} <= set(NAMES)
+    assert {"lstm", "gru", "rnnlm", "nnlm", "mamba", "mamba2", "rwkv"} <= set(NAMES)
 
 
 @pytest.mark.parametrize("side", ["left", "right", "both"])
@@ -101,7 +101,7 @@ def test_packed_documents_equal_documents_alone(model: Model, padded: bool) -> N
         assert relative(gradients[name], p.grad) < 2 * TOLERANCE, name
 
 
-@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "rwkv"])
 def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     family = family_named(name)
     model = build(family.spec(**family.tiny), seed=1)
@@ -115,6 +115,7 @@ def test_chunks_do_not_show(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         results = []
         for chunk in (7, 64):
             monkeypatch.setattr(ssm, "CHUNK", chunk)
+            monkeypatch.setattr(wkv, "CHUNK", chunk)
             model.zero_grad()
             logits = model(ids, documents=packing).logits
             logits.square().mean().backward()

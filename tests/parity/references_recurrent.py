@@ -34,6 +34,16 @@ def _mamba2(**changes: Any) -> Callable[[], Any]:
     return lambda: transformers.Mamba2ForCausalLM(transformers.Mamba2Config(**(sizes | changes)))
 
 
+def _rwkv(**changes: Any) -> Callable[[], Any]:
+    sizes: dict[str, Any] = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "context_length": 64,
+    }
+    return lambda: transformers.RwkvForCausalLM(transformers.RwkvConfig(**(sizes | changes)))
+
+
 def _row(name: str, make: Callable[[], Any], **changes: Any) -> Reference:
     return Reference(name, make, trace_after_blocks=True, **changes)
 
@@ -54,5 +64,17 @@ REFERENCES = [
         _mamba2(time_step_limit=[0.4, 0.9], hidden_act="gelu"),
         padding_is_skipped=False,
         decodes_as_it_reads=False,
+    ),
+    # it pays no attention to masks
+    _row("rwkv", _rwkv(), padding_is_skipped=False),
+    _row(
+        "rwkv-shape",
+        _rwkv(
+            intermediate_size=80,
+            num_hidden_layers=3,
+            layer_norm_epsilon=1e-3,
+            tie_word_embeddings=True,
+        ),
+        padding_is_skipped=False,
     ),
 ]

@@ -17,6 +17,7 @@ from etymon.nn.recurrent import Recurrence
 from etymon.nn.ssm import DualSSM, SelectiveSSM
 from etymon.nn.state import Cell, Mixer
 from etymon.nn.window import Window
+from etymon.nn.wkv import ChannelMix, TimeMix
 
 
 def build_op(op: spec.Op, dim: int, visibility: spec.Visibility) -> nn.Module:
@@ -36,6 +37,10 @@ def build_op(op: spec.Op, dim: int, visibility: spec.Visibility) -> nn.Module:
             return SelectiveSSM(op, dim)
         case spec.DualSSM():
             return DualSSM(op, dim)
+        case spec.TimeMix():
+            return TimeMix(op, dim)
+        case spec.ChannelMix():
+            return ChannelMix(op, dim)
 
 
 class Sub(nn.Module):

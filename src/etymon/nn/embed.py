@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from etymon import spec
 from etymon.errors import DataError
 from etymon.nn.layout import Layout
+from etymon.nn.norm import build_norm
 
 
 class Table(nn.Embedding):
@@ -25,6 +26,7 @@ class Embed(nn.Module):
         self.scale = embed.scale
         self.tokens = Table(vocab, dim)
         self.positions = None if embed.position is None else Table(embed.position.length, dim)
+        self.norm = build_norm(embed.norm, dim)
 
     def forward(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, layout: Layout) -> Tensor:
         """Embed `input_ids` [batch, time], or take `inputs_embeds` [batch, time, dim] in their place.
@@ -41,7 +43,7 @@ class Embed(nn.Module):
         if self.positions is not None:
             positions = layout.positions[:1] if layout.positions.stride(0) == 0 else layout.positions
             x = x + _look_up(self.positions, positions, "position {} lies beyond the {} learned positions")
-        return x
+        return x if self.norm is None else self.norm(x)
 
 
 def _look_up(table: Table, index: Tensor, message: str) -> Tensor:

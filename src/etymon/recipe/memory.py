@@ -11,7 +11,21 @@ import torch
 from etymon.errors import ConfigError
 from etymon.evaluate import wording
 from etymon.recipe.schema import Recipe, TrainSection
-from etymon.spec import GRU, LSTM, Attention, Dense, DualSSM, Elman, Gated, ModelSpec, Op, SelectiveSSM, Window
+from etymon.spec import (
+    GRU,
+    LSTM,
+    Attention,
+    ChannelMix,
+    Dense,
+    DualSSM,
+    Elman,
+    Gated,
+    ModelSpec,
+    Op,
+    SelectiveSSM,
+    TimeMix,
+    Window,
+)
 from etymon.train import MuonConfig
 
 FP32 = 4
@@ -78,6 +92,10 @@ def _kept(op: Op, dim: int) -> int:
             return 10 * op.inner + op.inner * op.state // 64 + 3 * op.state
         case DualSSM():  # the same, and a chunk's scores and decays of every head
             return 12 * op.inner + 3 * 64 * op.heads
+        case TimeMix():  # mixtures, projections, and a chunk's weights of every channel
+            return 4 * dim + (6 + 3 * 16) * op.hidden
+        case ChannelMix():
+            return 5 * dim + 3 * op.hidden
 
 
 def available_memory(device: str) -> int:

@@ -1,0 +1,127 @@
+"""RWKV-4 (Peng et al. 2023, arXiv:2305.13048).
+
+What was new over transformers: attention whose weights depend on key and distance only, so that it is a recurrence with
+a memory of three numbers per channel; every layer sees a position mixed with the one before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from etymon.families.family import Family
+from etymon.families.reader import ConfigReader
+from etymon.families.weights import Rule, affine
+from etymon.spec import LM, Block, ChannelMix, Embed, LayerNorm, ModelSpec, Stack, Sub, TimeMix
+
+
+def build(
+    *,
+    name: str = "rwkv",
+    vocab: int = 50277,
+    dim: int,
+    layers: int,
+    width: int | None = None,
+    hidden: int | None = None,
+    context: int = 1024,
+    eps: float = 1e-5,
+    tied: bool = False,
+) -> ModelSpec:
+    """Return the spec of an RWKV-4: `width` channels in time mixing (dim), `hidden` in channel mixing (4 dim)."""
+    norm = LayerNorm(eps=eps)
+    time_mix, channel_mix = TimeMix(hidden=width or dim), ChannelMix(hidden=hidden or 4 * dim)
+    block = Block(subs=(Sub(pre=norm, op=time_mix), Sub(pre=norm, op=channel_mix)))
+    return ModelSpec(
+        name=name,
+        family="rwkv",
+        vocab=vocab,
+        dim=dim,
+        context=context,
+        embed=Embed(norm=norm),
+        decoder=Stack(blocks=(block,) * layers, final_norm=LayerNorm(eps=1e-5)),
+        head=LM(tied=tied),
+    )
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """Read a `config.json` of model type "rwkv"."""
+    reader.take("rescale_every", int, 6)  # halves the stream now and then, against overflow; the last norm undoes it
+    return build(
+        vocab=reader.take("vocab_size", int, 50277),
+        dim=reader.take("hidden_size", int, 4096),
+        layers=reader.take("num_hidden_layers", int, 32),
+        width=reader.take("attention_hidden_size", int, None),
+        hidden=reader.take("intermediate_size", int, None),
+        context=reader.take("context_length", int, 1024),
+        eps=reader.take("layer_norm_epsilon", float, 1e-5),
+        tied=reader.take("tie_word_embeddings", bool, False),
+    )
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Write the `config.json` of a spec that `build` made."""
+    time_mix, channel_mix = (sub.op for sub in spec.decoder.blocks[0].subs)
+    norm = spec.embed.norm
+    assert isinstance(time_mix, TimeMix) and isinstance(channel_mix, ChannelMix) and norm is not None
+    return {
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.dim,
+        "num_hidden_layers": len(spec.decoder.blocks),
+        "attention_hidden_size": time_mix.hidden,
+        "intermediate_size": channel_mix.hidden,
+        "context_length": spec.context,
+        "layer_norm_epsilon": norm.eps,
+        "tie_word_embeddings": spec.head.tied,
+    }
+
+
+MIXTURES = {"mix_key": "time_mix_key", "mix_value": "time_mix_value", "mix_gate": "time_mix_receptance"}
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order."""
+    yield Rule("embed.tokens.weight", ("rwkv.embeddings.weight",))
+    yield from affine("embed.norm", "rwkv.blocks.0.pre_ln", bias=True)
+    for i in range(len(spec.decoder.blocks)):
+        ours, theirs = f"decoder.blocks.{i}", f"rwkv.blocks.{i}"
+        yield from affine(f"{ours}.time_mix.pre", f"{theirs}.ln1", bias=True)
+        yield from affine(f"{ours}.channel_mix.pre", f"{theirs}.ln2", bias=True)
+        time, channel = (
+            (f"{ours}.time_mix.op", f"{theirs}.attention"),
+            (f"{ours}.channel_mix.op", f"{theirs}.feed_forward"),
+        )
+        for own, published in (MIXTURES | {"decay": "time_decay", "bonus": "time_first"}).items():
+            yield Rule(f"{time[0]}.{own}", (f"{time[1]}.{published}",))
+        for own, published in {"key": "key", "value": "value", "gate": "receptance", "out": "output"}.items():
+            yield Rule(f"{time[0]}.{own}.weight", (f"{time[1]}.{published}.weight",))
+        for own in ("mix_key", "mix_gate"):
+            yield Rule(f"{channel[0]}.{own}", (f"{channel[1]}.{MIXTURES[own]}",))
+        for own, published in {"key": "key", "gate": "receptance", "out": "value"}.items():
+            yield Rule(f"{channel[0]}.{own}.weight", (f"{channel[1]}.{published}.weight",))
+    yield from affine("decoder.final_norm", "rwkv.ln_out", bias=True)
+    if not spec.head.tied:
+        yield Rule("head.linear.weight", ("head.weight",))
+
+
+FAMILY = Family(
+    name="rwkv",
+    title="RWKV-4",
+    paper="https://arxiv.org/abs/2305.13048",
+    model_type="rwkv",
+    architecture="RwkvForCausalLM",
+    build=build,
+    sizes={
+        "rwkv4-169m": {"dim": 768, "layers": 12},
+        "rwkv4-430m": {"dim": 1024, "layers": 24},
+        "rwkv4-1.5b": {"dim": 2048, "layers": 24},
+        "rwkv4-3b": {"dim": 2560, "layers": 32},
+        "rwkv4-7b": {"dim": 4096, "layers": 32},
+        "rwkv4-14b": {"dim": 5120, "layers": 40},
+    },
+    tiny={"vocab": 97, "dim": 32, "layers": 2, "context": 64},
+    read=read,
+    write=write,
+    weights=weights,
+    head_name="head.weight",
+    prefix="rwkv.",
+)
