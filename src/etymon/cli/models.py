@@ -60,20 +60,36 @@ def show(
     count = spec.count()
     console.print(f"\nparameters  {count.total:,} in all, {count.non_embedding:,} outside embeddings and head")
     table = Table("dtype", "weights", "state per token", f"state at {context or spec.context:,} tokens")
-    per_token = _state_numbers(spec)
+    per_token, fixed = _state_numbers(spec)
     for dtype, size in DTYPES:
-        state = max(size, 2) * per_token  # keys and values are not quantised
-        weights = size * count.total
-        table.add_row(dtype, *(wording.size(n) for n in (weights, state, state * (context or spec.context))))
+        state = max(size, 2)  # which is not quantised
+        sizes = (size * count.total, state * per_token, state * (per_token * (context or spec.context) + fixed))
+        table.add_row(dtype, *(wording.size(n) for n in sizes))
     console.print(table)
 
 
-def _state_numbers(spec: ModelSpec) -> int:
-    """Return the numbers that keys and values of one token are."""
-    from etymon.spec import Attention
+def _state_numbers(spec: ModelSpec) -> tuple[int, int]:
+    """Return the numbers that a state holds of every token, and those that it holds whatever the length."""
+    from etymon.spec import GRU, LSTM, Attention, ChannelMix, DualSSM, Elman, SelectiveSSM, TimeMix, Window
 
-    ops = (sub.op for block in spec.decoder.blocks for sub in block.subs)
-    return sum(2 * op.kv_width for op in ops if isinstance(op, Attention))
+    per_token = fixed = 0
+    for op in (sub.op for block in spec.decoder.blocks for sub in block.subs):
+        match op:
+            case Attention():
+                per_token += 2 * op.kv_width
+            case Elman() | GRU() | LSTM():
+                fixed += op.width * (2 if isinstance(op, LSTM) else 1)
+            case Window():
+                fixed += (op.size - 1) * spec.dim
+            case SelectiveSSM():
+                fixed += op.inner * (op.kernel - 1 + op.state)
+            case DualSSM():
+                fixed += op.conv_width * (op.kernel - 1) + op.inner * op.state
+            case TimeMix():
+                fixed += spec.dim + 3 * op.hidden
+            case ChannelMix():
+                fixed += spec.dim
+    return per_token, fixed
 
 
 def _spec(name: str) -> ModelSpec:
