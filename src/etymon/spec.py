@@ -6,12 +6,14 @@ flag whose parameters hang loose. Every sublayer of every transformer is one for
 
     y = post(alpha * x + beta * branch(op(pre(x))))
 
-whose norm placements give pre-norm, post-norm, sandwich and DeepNorm blocks.
+whose norm placements give pre-norm, post-norm, sandwich and DeepNorm blocks. Blocks wire sublayers one after the
+other or side by side.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -23,21 +25,27 @@ from etymon.errors import ConfigError, suggest
 
 @dataclass(frozen=True, kw_only=True)
 class LayerNorm:
-    """Layer normalisation (Ba et al. 2016, arXiv:1607.06450) with a learned scale and, by default, a learned bias."""
+    """Layer normalisation (Ba et al. 2016, arXiv:1607.06450) with, by default, a learned scale and a learned bias."""
 
     eps: float = 1e-5
+    scale: bool = True
     bias: bool = True
+
+    def __post_init__(self) -> None:
+        if self.bias and not self.scale:
+            raise ConfigError("a LayerNorm without a scale has no bias either: set bias=False")
 
     def count(self, width: int) -> int:
         """Return the number of parameters at this width."""
-        return width * (2 if self.bias else 1)
+        return width * (self.scale + self.bias)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RMSNorm:
-    """Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+    """Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467), scaled by `offset` + weight."""
 
     eps: float = 1e-6
+    offset: float = 0.0
 
     def count(self, width: int) -> int:
         """Return the number of parameters at this width."""
@@ -51,9 +59,24 @@ Norm = LayerNorm | RMSNorm
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """A table of `length` learned position vectors that are added to the token embeddings."""
+    """A table of learned vectors for positions 0..`length` - 1, added to the token embeddings.
+
+    The first `offset` rows of the table stand for no position. With `from_padding`, positions count the real tokens
+    of the attention mask, and padding has position -1, which needs an offset.
+    """
 
     length: int
+    offset: int = 0
+    from_padding: bool = False
+
+    def __post_init__(self) -> None:
+        if self.from_padding and not self.offset:
+            raise ConfigError("learned positions from padding need an offset of at least 1: padding has position -1")
+
+    @property
+    def rows(self) -> int:
+        """The rows of the table."""
+        return self.length + self.offset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +122,28 @@ class Rope:
     scaling: RopeScaling | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ALiBi:
+    """Scores lowered in proportion to distance (Press et al. 2022, arXiv:2108.12409), by slopes that fall
+    geometrically over the heads to 2 ** -`max_exponent`; all slopes are multiplied by `scale`."""
+
+    max_exponent: float = 8.0
+    scale: float = 1.0
+
+
 # -- operators --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class QKNorm:
+    """Queries and keys normalised before they meet, each `over` one "head" or the "width" of all heads together."""
+
+    norm: Norm
+    over: str = "head"
+
+    def __post_init__(self) -> None:
+        if self.over not in ("head", "width"):
+            raise ConfigError(f"qk_norm: over={self.over!r} must be 'head' or 'width'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,7 +151,9 @@ class Attention:
     """Scaled dot-product attention with `heads` query heads over `kv_heads` shared key and value heads.
 
     `bias` names the projections that carry one: a subset of "qkvo" (q, k and v together or none). `window` lets
-    position i see j only when i - j < window. `scale` defaults to head_dim ** -0.5.
+    position i see j only when i - j < window. `scale` defaults to head_dim ** -0.5. `clip` clamps queries, keys and
+    values to [-clip, clip]; `softcap` bounds the scores smoothly, softcap * tanh(score / softcap); `scores` is what is
+    added to them.
     """
 
     name: ClassVar[str] = "attention"
@@ -116,9 +162,12 @@ class Attention:
     kv_heads: int
     bias: str = ""
     rope: Rope | None = None
-    qk_norm: Norm | None = None
+    scores: ALiBi | None = None
+    qk_norm: QKNorm | None = None
     scale: float | None = None
     window: int | None = None
+    clip: float | None = None
+    softcap: float | None = None
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.kv_heads < 1 or self.heads % self.kv_heads:
@@ -143,7 +192,10 @@ class Attention:
         qkv = self.query_width + 2 * self.kv_width
         total = dim * qkv + self.query_width * dim
         total += (qkv if "q" in self.bias else 0) + (dim if "o" in self.bias else 0)
-        return total + (2 * self.qk_norm.count(self.head_dim) if self.qk_norm else 0)
+        if self.qk_norm is not None:
+            widths = (self.head_dim,) * 2 if self.qk_norm.over == "head" else (self.query_width, self.kv_width)
+            total += sum(self.qk_norm.norm.count(width) for width in widths)
+        return total
 
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu")
@@ -188,7 +240,54 @@ def _check_activation(name: str) -> None:
         raise ConfigError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}.{suggest(name, ACTIVATIONS)}")
 
 
-Op = Attention | Dense | Gated
+@dataclass(frozen=True, kw_only=True)
+class TopK:
+    """Each token goes to the `k` experts of highest probability under a softmax over all of them, weighted by those
+    probabilities, which `renormalise` makes sum to one (Shazeer et al. 2017, arXiv:1701.06538)."""
+
+    k: int
+    renormalise: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """An expert that sees every token; `gated` multiplies its output by sigmoid of a learned product with the input."""
+
+    op: Dense | Gated
+    gated: bool = False
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters on a residual stream of width `dim`."""
+        return self.op.count(dim) + (dim if self.gated else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoE:
+    """A mixture of `experts` equal feed-forward layers without biases, to which a linear `router` sends each token."""
+
+    name: ClassVar[str] = "ffn"
+    experts: int
+    expert: Dense | Gated
+    router: TopK
+    shared: Shared | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.router.k <= self.experts:
+            raise ConfigError(f"mixture: k={self.router.k} must lie between 1 and experts={self.experts}")
+        if self.expert.bias:
+            raise ConfigError("mixture: experts have no biases; set bias=False")
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters on a residual stream of width `dim`."""
+        shared = self.shared.count(dim) if self.shared else 0
+        return dim * self.experts + self.experts * self.expert.count(dim) + shared
+
+    def idle(self, dim: int) -> int:
+        """Return the number of parameters that one token does not use."""
+        return (self.experts - self.router.k) * self.expert.count(dim)
+
+
+Op = Attention | Dense | Gated | MoE
 
 # -- blocks, stacks, the model ----------------------------------------------------------------------------------------
 
@@ -210,14 +309,40 @@ class Sub:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sequential:
+    """Each sublayer reads what the one before it wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """All sublayers read the block's input, after the norm `pre` that they share, and their results are added to it
+    (Wang & Komatsuzaki 2021, GPT-J)."""
+
+    pre: Norm | None = None
+
+
+Wiring = Sequential | Parallel
+
+
+@dataclass(frozen=True, kw_only=True)
 class Block:
-    """Sublayers applied one after the other."""
+    """Sublayers and how they are wired."""
 
     subs: tuple[Sub, ...]
+    wiring: Wiring = field(default_factory=Sequential)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.wiring, Parallel) and any(sub.post or sub.alpha != 1.0 for sub in self.subs):
+            raise ConfigError("parallel sublayers have no stream of their own: post must be None and alpha 1")
 
     def count(self, dim: int) -> int:
         """Return the number of parameters on a residual stream of width `dim`."""
-        return sum(sub.count(dim) for sub in self.subs)
+        shared = self.wiring.pre.count(dim) if isinstance(self.wiring, Parallel) and self.wiring.pre else 0
+        return shared + sum(sub.count(dim) for sub in self.subs)
+
+    def idle(self, dim: int) -> int:
+        """Return the number of parameters that one token does not use."""
+        return sum(sub.op.idle(dim) for sub in self.subs if isinstance(sub.op, MoE))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,29 +371,55 @@ class Stack:
         per_block = {block: block.count(dim) for block in set(self.blocks)}
         return sum(per_block[block] for block in self.blocks) + (self.final_norm.count(dim) if self.final_norm else 0)
 
+    def idle(self, dim: int) -> int:
+        """Return the number of parameters that one token does not use."""
+        return sum(n * block.idle(dim) for block, n in Counter(self.blocks).items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """A linear map between token vectors of a `width` of their own and the residual stream."""
+
+    width: int
+    bias: bool = False
+
 
 @dataclass(frozen=True, kw_only=True)
 class Embed:
-    """Token vectors, what is added to them and what they are multiplied by before the first block."""
+    """Token vectors (projected, where they have a width of their own) times `scale`, plus positions, normalised."""
 
     position: Learned | None = None
     scale: float = 1.0
+    norm: Norm | None = None
+    projection: Projection | None = None
 
     def count(self, vocab: int, dim: int) -> int:
         """Return the number of parameters."""
-        return vocab * dim + (self.position.length * dim if self.position else 0)
+        total = (self.position.rows * dim if self.position else 0) + (self.norm.count(dim) if self.norm else 0)
+        if self.projection is None:
+            return total + vocab * dim
+        return total + (vocab + dim) * self.projection.width + (dim if self.projection.bias else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LM:
-    """Logits over the vocabulary; `tied` heads share the token embedding."""
+    """Logits over the vocabulary; `tied` heads share the token embedding. `projection` brings the stream to the width
+    of the head, `scale` multiplies the logits, `softcap` bounds them smoothly, and `normalised` rows have length 1."""
 
     tied: bool
     bias: bool = False
+    scale: float = 1.0
+    softcap: float | None = None
+    normalised: bool = False
+    projection: Projection | None = None
 
     def count(self, vocab: int, dim: int) -> int:
         """Return the number of parameters that are not shared with the embedding."""
-        return (0 if self.tied else vocab * dim) + (vocab if self.bias else 0)
+        total = vocab if self.bias else 0
+        if self.projection is not None:
+            total += dim * self.projection.width + (self.projection.width if self.projection.bias else 0)
+            dim = self.projection.width
+        return total + (0 if self.tied else vocab * dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,18 +450,23 @@ class ModelSpec:
                 raise ConfigError(f"{self.name}: {key}={getattr(self, key)} must be at least 1")
         if not self.decoder.blocks:
             raise ConfigError(f"{self.name}: a stack needs at least one block")
+        widths = [part.projection.width if part.projection else self.dim for part in (self.embed, self.head)]
+        if self.head.tied and widths[0] != widths[1]:
+            raise ConfigError(
+                f"{self.name}: a head of width {widths[1]} cannot share an embedding of width {widths[0]}"
+            )
 
     def count(self) -> Count:
         """Return the exact numbers of parameters, without building anything."""
         embed, head = self.embed.count(self.vocab, self.dim), self.head.count(self.vocab, self.dim)
         body = self.decoder.count(self.dim)
         total = embed + head + body
-        return Count(total=total, non_embedding=body, active=total)
+        return Count(total=total, non_embedding=body, active=total - self.decoder.idle(self.dim))
 
     def flops_per_token(self, context: int) -> int:
         """Return forward + backward model FLOPs per token at this context: 6 per weight used in a matmul, plus
         12 * query_width * context / 2 per causal attention layer for scores and mixing (PaLM, arXiv:2204.02311, B)."""
-        weights = self.decoder.count(self.dim) + self.vocab * self.dim
+        weights = self.decoder.count(self.dim) - self.decoder.idle(self.dim) + self.vocab * self.dim
         attention = sum(
             6 * sub.op.query_width * min(context, sub.op.window or context)
             for block in self.decoder.blocks
@@ -355,8 +511,9 @@ def diff(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
 _TYPES = {
     cls.__name__: cls
     for cls in (
-        *(LayerNorm, RMSNorm, Learned, LinearScaling, Llama3Scaling, YarnScaling, Rope),
-        *(Attention, Dense, Gated, Sub, Block, Causal, Bidirectional, Stack, Embed, LM, ModelSpec),
+        *(LayerNorm, RMSNorm, Learned, LinearScaling, Llama3Scaling, YarnScaling, Rope, ALiBi, QKNorm),
+        *(Attention, Dense, Gated, TopK, Shared, MoE, Sub, Sequential, Parallel, Block, Causal, Bidirectional, Stack),
+        *(Projection, Embed, LM, ModelSpec),
     )
 }
 

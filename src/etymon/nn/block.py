@@ -11,6 +11,7 @@ from etymon.nn.attention import Attention
 from etymon.nn.ffn import Dense, Gated
 from etymon.nn.layout import Layout
 from etymon.nn.linear import Linear
+from etymon.nn.moe import MoE
 from etymon.nn.norm import build_norm
 from etymon.nn.state import KeyValues
 
@@ -24,6 +25,8 @@ def build_op(op: spec.Op, dim: int, visibility: spec.Visibility) -> nn.Module:
             return Dense(op, dim)
         case spec.Gated():
             return Gated(op, dim)
+        case spec.MoE():
+            return MoE(op, dim)
 
 
 class Sub(nn.Module):
@@ -39,22 +42,28 @@ class Sub(nn.Module):
         self.mixes_time = isinstance(sub.op, spec.Attention)
 
     @property
-    def output(self) -> Linear:
-        """The matrix through which the operator writes to the stream."""
-        output = self.op.out if self.mixes_time else self.op.down
-        assert isinstance(output, Linear)
-        return output
+    def outputs(self) -> Iterator[Tensor]:
+        """The matrices through which the operator writes to the stream."""
+        for module in self.op.modules():
+            output = getattr(module, "out" if self.mixes_time else "down", None)
+            if isinstance(output, nn.Parameter):
+                yield output
+            elif isinstance(output, Linear):
+                yield output.weight
 
     def forward(self, x: Tensor, layout: Layout, cells: Iterator[KeyValues] | None) -> Tensor:
         """Apply to `x` [batch, time, dim]."""
+        h = self.contribution(x, layout, cells)
+        x = (x if self.alpha == 1.0 else x * self.alpha) + h
+        return x if self.post is None else self.post(x)
+
+    def contribution(self, x: Tensor, layout: Layout, cells: Iterator[KeyValues] | None) -> Tensor:
+        """Return beta * branch(op(pre(x))), what the sublayer adds to the stream."""
         h = x if self.pre is None else self.pre(x)
         h = self.op(h, layout, next(cells) if cells is not None else None) if self.mixes_time else self.op(h)
         if self.branch is not None:
             h = self.branch(h)
-        if self.beta != 1.0:
-            h = h * self.beta
-        x = (x if self.alpha == 1.0 else x * self.alpha) + h
-        return x if self.post is None else self.post(x)
+        return h if self.beta == 1.0 else h * self.beta
 
 
 class Block(nn.ModuleDict):
@@ -71,12 +80,38 @@ class Block(nn.ModuleDict):
         return x
 
 
+class ParallelBlock(nn.ModuleDict):
+    """Sublayers side by side: x + the sum of what each makes of the same input, by the names of their operators."""
+
+    def __init__(self, block: spec.Block, wiring: spec.Parallel, dim: int, visibility: spec.Visibility) -> None:
+        super().__init__({sub.op.name: Sub(sub, dim, visibility) for sub in block.subs})
+        assert len(self) == len(block.subs), "two sublayers of a block share a name"
+        self.subs = tuple(self)
+        self.pre = build_norm(wiring.pre, dim)
+
+    def forward(self, x: Tensor, layout: Layout, cells: Iterator[KeyValues] | None) -> Tensor:
+        """Apply to `x` [batch, time, dim]."""
+        h = x if self.pre is None else self.pre(x)
+        for name in self.subs:
+            sub = self[name]
+            assert isinstance(sub, Sub)
+            x = x + sub.contribution(h, layout, cells)
+        return x
+
+
+def build_block(block: spec.Block, dim: int, visibility: spec.Visibility) -> nn.Module:
+    """Build the module of one block."""
+    if isinstance(block.wiring, spec.Parallel):
+        return ParallelBlock(block, block.wiring, dim, visibility)
+    return Block(block, dim, visibility)
+
+
 class Stack(nn.Module):
     """Blocks on one residual stream, ended by a norm."""
 
     def __init__(self, stack: spec.Stack, dim: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(block, dim, stack.visibility) for block in stack.blocks)
+        self.blocks = nn.ModuleList(build_block(block, dim, stack.visibility) for block in stack.blocks)
         self.final_norm = build_norm(stack.final_norm, dim)
 
     def mixers(self) -> Iterator[Attention]:

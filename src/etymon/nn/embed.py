@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from etymon import spec
 from etymon.errors import DataError
 from etymon.nn.layout import Layout
+from etymon.nn.linear import Linear
+from etymon.nn.norm import build_norm
 
 
 class Table(nn.Embedding):
@@ -18,13 +20,17 @@ class Table(nn.Embedding):
 
 
 class Embed(nn.Module):
-    """Token vectors plus learned positions, where the spec has them."""
+    """Token vectors, projected, scaled, with positions added and normalised, as the spec has it."""
 
     def __init__(self, embed: spec.Embed, vocab: int, dim: int) -> None:
         super().__init__()
         self.scale = embed.scale
-        self.tokens = Table(vocab, dim)
-        self.positions = None if embed.position is None else Table(embed.position.length, dim)
+        self.position = embed.position
+        wide = embed.projection
+        self.tokens = Table(vocab, dim if wide is None else wide.width)
+        self.projection = None if wide is None else Linear(wide.width, (dim,), bias=wide.bias)
+        self.positions = None if embed.position is None else Table(embed.position.rows, dim)
+        self.norm = build_norm(embed.norm, dim)
 
     def forward(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, layout: Layout) -> Tensor:
         """Embed `input_ids` [batch, time], or take `inputs_embeds` [batch, time, dim] in their place.
@@ -36,12 +42,18 @@ class Embed(nn.Module):
             x = _look_up(self.tokens, input_ids, "id {} is not in the vocabulary of {}")
         else:
             x = inputs_embeds
+        if self.projection is not None:
+            x = self.projection(x)
         if self.scale != 1.0:
             x = x * self.scale
-        if self.positions is not None:
-            positions = layout.positions[:1] if layout.positions.stride(0) == 0 else layout.positions
+        if self.position is not None and self.positions is not None:
+            positions = layout.positions_from_padding() if self.position.from_padding else layout.positions
+            if positions.stride(0) == 0:
+                positions = positions[:1]
+            if self.position.offset:
+                positions = positions + self.position.offset
             x = x + _look_up(self.positions, positions, "position {} lies beyond the {} learned positions")
-        return x
+        return x if self.norm is None else self.norm(x)
 
 
 def _look_up(table: Table, index: Tensor, message: str) -> Tensor:

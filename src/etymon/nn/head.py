@@ -19,12 +19,26 @@ class LMHead(nn.Module):
 
     def __init__(self, head: spec.LM, vocab: int, dim: int) -> None:
         super().__init__()
-        self.linear = Linear(dim, (vocab,), bias=head.bias)
+        self.spec = head
+        narrow = head.projection
+        self.projection = None if narrow is None else Linear(dim, (narrow.width,), bias=narrow.bias)
+        self.linear = Linear(dim if narrow is None else narrow.width, (vocab,), bias=head.bias)
         self.tied = head.tied
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., vocab]."""
-        return self.linear(hidden)
+        hidden = self._prepared(hidden)
+        logits = gemm.linear(hidden, self._rows(), self.linear.bias) if self.spec.normalised else self.linear(hidden)
+        cap = self.spec.softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _prepared(self, hidden: Tensor) -> Tensor:
+        if self.projection is not None:
+            hidden = self.projection(hidden)
+        return hidden if self.spec.scale == 1.0 else hidden * self.spec.scale
+
+    def _rows(self) -> Tensor:
+        return F.normalize(self.linear.weight) if self.spec.normalised else self.linear.weight
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the summed negative log-likelihood of `targets` [...], an fp32 scalar; targets of -100 count nothing.
@@ -40,24 +54,33 @@ class LMHead(nn.Module):
         if not isinstance(self.linear, nn.Linear):  # a quantised head has no weight to train
             loss = torch.zeros((), device=hidden.device)
             for start in range(0, len(targets), 1024):
-                logits = self.linear(hidden[start : start + 1024]).float()
+                logits = self(hidden[start : start + 1024]).float()
                 loss += F.cross_entropy(logits, targets[start : start + 1024], reduction="sum")
             return loss
-        return linear_cross_entropy(hidden, self.linear.weight, self.linear.bias, targets)
+        hidden = self._prepared(hidden)
+        return linear_cross_entropy(hidden, self._rows(), self.linear.bias, targets, self.spec.softcap)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    """Return sum(-log softmax(hidden @ weight.T + bias)[targets]) over rows: hidden [n, dim], weight [vocab, dim]."""
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None = None
+) -> Tensor:
+    """Return sum(-log softmax(z)[targets]) over rows, z = hidden @ weight.T + bias (hidden [n, dim], weight
+    [vocab, dim]), or softcap * tanh(z / softcap)."""
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    return _LinearCrossEntropy.apply(hidden, weight, bias, targets)
+    return _LinearCrossEntropy.apply(hidden, weight, bias, targets, softcap)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+        ctx: torch.autograd.function.FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        softcap: float | None,
     ) -> Tensor:
         needs = ctx.needs_input_grad  # type: ignore[attr-defined]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -70,12 +93,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 h = hidden[start : start + rows]
                 t = targets[start : start + rows, None]
                 logits = gemm.linear(h, weight, None if bias is None else bias.to(h.dtype)).float()
+                slope = None
+                if softcap is not None:
+                    capped = torch.tanh(logits / softcap)
+                    logits, slope = capped * softcap, 1 - capped * capped
                 log_z = logits.logsumexp(1, keepdim=True)
                 loss += (log_z - logits.gather(1, t)).sum()
                 if not (needs[0] or needs[1]):
                     continue
                 d_logits = logits.sub_(log_z).exp_()
                 d_logits.scatter_add_(1, t, torch.full_like(log_z, -1.0))
+                if slope is not None:
+                    d_logits *= slope
                 if d_bias is not None:
                     d_bias += d_logits.sum(0)
                 d_logits = d_logits.to(h.dtype)
@@ -95,5 +124,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if d_hidden is None else d_hidden * grad.to(d_hidden.dtype),
             None if d_weight is None else (d_weight * grad).to(ctx.weight_dtype),  # type: ignore[attr-defined]
             None if d_bias is None else d_bias * grad,
+            None,
             None,
         )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from etymon import spec
 from etymon.errors import DataError
-from etymon.nn.position import rotary_table
+from etymon.nn.position import alibi_slopes, rotary_table
 from etymon.nn.state import State
 
 
@@ -34,6 +34,7 @@ class Layout:
         self.documents = documents
         self.columns: int | Tensor = 0
         self._masks: dict[tuple[spec.Visibility, int | None], tuple[Tensor | None, bool]] = {}
+        self._biases: dict[tuple[spec.Visibility, int | None, spec.ALiBi, int, torch.dtype], Tensor] = {}
         self._rotary: dict[tuple[spec.Rope, torch.dtype], tuple[Tensor, Tensor]] = {}
         offsets = torch.arange(self.time, device=device)
         self.keys = self.time
@@ -55,6 +56,7 @@ class Layout:
             self.columns = first + offsets if self.ragged else longest
         self.first = first
         self.offsets = offsets
+        self.positions_given = position_ids is not None
         self.positions = (first + offsets).expand(shape) if position_ids is None else position_ids.expand(shape)
         self.attention_mask = None
         if attention_mask is not None:
@@ -64,6 +66,12 @@ class Layout:
                 )
             real = attention_mask.bool()
             self.attention_mask = None if bool(real.all()) else real
+
+    def positions_from_padding(self) -> Tensor:
+        """Return positions [batch or 1, time] that count the real tokens, -1 for padding, unless they were given."""
+        if self.positions_given or self.attention_mask is None:
+            return self.positions
+        return (self.attention_mask.cumsum(1) * self.attention_mask - 1)[:, -self.time :]
 
     def rotary(self, rope: spec.Rope, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cos and sin [batch or 1, time, 1, rope.dim / 2] for these positions."""
@@ -95,16 +103,37 @@ class Layout:
                 return None, False
             if self.keys == self.time:
                 return None, True
-        query = (self.first + self.offsets).expand(self.batch if self.ragged else 1, self.time)[:, None, :, None]
-        key = torch.arange(self.keys, device=self.device)[None, None, None, :]
-        mask = key <= query if causal or self.ragged else torch.ones_like(key <= query)
+        return self.mask(visibility, window), False
+
+    def mask(self, visibility: spec.Visibility, window: int | None) -> Tensor:
+        """Return a bool mask broadcastable to [batch, 1, time, keys], whatever the kernels could do by themselves."""
+        causal = isinstance(visibility, spec.Causal)
+        distance = self.distance()
+        mask = distance <= 0 if causal or self.ragged else torch.ones_like(distance, dtype=torch.bool)
         if window is not None:
-            mask = mask & (query - key < window)
+            mask = mask & (distance > -window)
             if not causal:
-                mask = mask & (key - query < window)
+                mask = mask & (distance < window)
         if self.documents is not None:
             mask = mask & (self.documents[:, None, :, None] == self.documents[:, None, None, :])
         if self.attention_mask is not None:
             # a padded position still sees itself, so that no softmax is over nothing
-            mask = (mask & self.attention_mask[:, None, None, :]) | (key == query)
-        return mask, False
+            mask = (mask & self.attention_mask[:, None, None, :]) | (distance == 0)
+        return mask
+
+    def distance(self) -> Tensor:
+        """Return column of the key minus column of the query, [batch or 1, 1, time, keys]."""
+        query = (self.first + self.offsets).expand(self.batch if self.ragged else 1, self.time)[:, None, :, None]
+        return torch.arange(self.keys, device=self.device) - query
+
+    def alibi(
+        self, visibility: spec.Visibility, window: int | None, alibi: spec.ALiBi, heads: int, dtype: torch.dtype
+    ) -> Tensor:
+        """Return what `alibi` adds to the scores of `heads` heads, -inf where hidden: [batch or 1, heads,
+        time, keys]."""
+        key = (visibility, window, alibi, heads, dtype)
+        if key not in self._biases:
+            slopes = alibi_slopes(alibi, heads).to(self.device)[:, None, None]
+            bias = (self.distance().abs() * -slopes).to(dtype)
+            self._biases[key] = bias.masked_fill(~self.mask(visibility, window), -torch.inf)
+        return self._biases[key]

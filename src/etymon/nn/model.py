@@ -15,6 +15,7 @@ from etymon.nn.embed import Embed
 from etymon.nn.head import IGNORE, LMHead
 from etymon.nn.layout import Layout
 from etymon.nn.linear import Linear
+from etymon.nn.moe import Experts, MoE
 from etymon.nn.norm import RMSNorm
 from etymon.nn.state import State
 from etymon.spec import ModelSpec
@@ -113,6 +114,12 @@ class Model(nn.Module):
         cells = [mixer.new_state(rows, capacity, dtype, self.device) for mixer in self.decoder.mixers()]
         return State(cells, torch.zeros(rows, dtype=torch.int64), capacity)
 
+    def mixtures(self) -> Iterator[tuple[str, MoE]]:
+        """Yield the mixtures of experts with their names; their `load` and `logits` tell how the last call went."""
+        for name, module in self.decoder.named_modules(prefix="decoder"):
+            if isinstance(module, MoE):
+                yield name, module
+
     def matrices(self) -> Iterator[tuple[str, Linear]]:
         """Yield the linear layers of the stack with their names: what quantisers, adapters and Muon work on."""
         for name, module in self.decoder.named_modules(prefix="decoder"):
@@ -146,7 +153,7 @@ def initialise(model: Model, seed: int) -> None:
     def normal(weight: Tensor, std: float) -> None:
         weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
 
-    outputs: list[Linear] = []
+    outputs: list[Tensor] = []
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             normal(module.weight, 0.02)
@@ -159,10 +166,13 @@ def initialise(model: Model, seed: int) -> None:
             else:
                 normal(module.weight, (3 * module.in_features) ** -0.5)
         elif isinstance(module, nn.LayerNorm | RMSNorm):
-            module.weight.fill_(1.0)
+            if module.weight is not None:
+                module.weight.fill_(1.0 - module.offset if isinstance(module, RMSNorm) else 1.0)
             if isinstance(module, nn.LayerNorm) and module.bias is not None:
                 module.bias.zero_()
+        elif isinstance(module, Experts):
+            normal(module.up, (3 * module.up.shape[2]) ** -0.5)
         elif isinstance(module, Sub):
-            outputs.append(module.output)
+            outputs.extend(module.outputs)
     for output in outputs:
-        output.weight.zero_()
+        output.zero_()

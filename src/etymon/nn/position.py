@@ -1,4 +1,4 @@
-"""Rotary position embedding and its context extensions."""
+"""Rotary position embedding with its context extensions, and slopes of scores that fall with distance."""
 
 from __future__ import annotations
 
@@ -97,3 +97,17 @@ class _Rotate(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
         return _rotate(dy, cos, sin, ctx.heads, sign=-1), None, None, None
+
+
+def alibi_slopes(alibi: spec.ALiBi, heads: int) -> Tensor:
+    """Return the slope of every head [heads] in fp32.
+
+    For a power of two they are 2 ** (-max_exponent * i / heads), i = 1, 2, …; other numbers of heads take the slopes of
+    the power of two below, then every other slope of the power of two above.
+    """
+
+    def steps(count: int) -> list[float]:
+        return [alibi.scale * 2.0 ** (-alibi.max_exponent * i / count) for i in range(1, count + 1)]
+
+    below = 1 << (heads.bit_length() - 1)
+    return torch.tensor(steps(below) + steps(2 * below)[::2][: heads - below])

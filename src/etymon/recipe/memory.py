@@ -11,7 +11,7 @@ import torch
 from etymon.errors import ConfigError
 from etymon.evaluate import wording
 from etymon.recipe.schema import Recipe, TrainSection
-from etymon.spec import Attention, Gated, ModelSpec
+from etymon.spec import Attention, Dense, Gated, ModelSpec, MoE
 from etymon.train import MuonConfig
 
 FP32 = 4
@@ -61,9 +61,16 @@ def activations_per_token(spec: ModelSpec) -> int:
             if isinstance(op, Attention):
                 # stream, normed, fused projection, rotated queries and keys with values, output of attention
                 total += 2 * spec.dim + 2 * (op.query_width + 2 * op.kv_width) + op.query_width
+            elif isinstance(op, MoE):
+                shared = _inside(op.shared.op) if op.shared else 0
+                total += 2 * spec.dim + op.router.k * (2 * spec.dim + _inside(op.expert)) + shared
             else:
-                total += 2 * spec.dim + (5 if isinstance(op, Gated) else 3) * op.hidden
+                total += 2 * spec.dim + _inside(op)
     return total
+
+
+def _inside(op: Dense | Gated) -> int:
+    return (5 if isinstance(op, Gated) else 3) * op.hidden
 
 
 def available_memory(device: str) -> int:
