@@ -17,6 +17,19 @@ from etymon.families.weights import Rule
 from etymon.spec import ModelSpec
 
 
+def extends(parent: Callable[..., ModelSpec]) -> Callable[[Callable[..., ModelSpec]], Callable[..., ModelSpec]]:
+    """Decorate a `build` whose `**dimensions` go to `parent`, so that its signature lists those of both."""
+
+    def decorate(build: Callable[..., ModelSpec]) -> Callable[..., ModelSpec]:
+        own = inspect.signature(build)
+        parameters = {n: p for n, p in own.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+        merged = dict(inspect.signature(parent).parameters) | parameters
+        build.__signature__ = own.replace(parameters=list(merged.values()))  # type: ignore[attr-defined]
+        return build
+
+    return decorate
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """A family of published models.

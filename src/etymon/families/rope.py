@@ -9,15 +9,21 @@ from etymon.families.reader import ConfigReader
 from etymon.spec import LinearScaling, Llama3Scaling, Rope, RopeScaling, YarnScaling
 
 
-def read_rope(reader: ConfigReader, *, dim: int, context: int) -> Rope:
-    """Read base frequency and scaling. Raises ConfigError for kinds of scaling that are not supported."""
-    base = reader.take("rope_theta", float, 10000.0)
+def read_rope(reader: ConfigReader, *, dim: int, context: int, base: float = 10000.0, part: float = 1.0) -> Rope:
+    """Read base frequency, scaling and the part of the head that turns, whose defaults are `base` and `part`.
+
+    Raises ConfigError for kinds of scaling that are not supported.
+    """
+    base = reader.take("rope_theta", float, base)
+    part = reader.take("partial_rotary_factor", float, part)
     parameters = reader.section("rope_parameters")
     if parameters is None:
         parameters = reader.section("rope_scaling")
     else:
         base = parameters.take("rope_theta", float, base)
+        part = parameters.take("partial_rotary_factor", float, part)
         reader.expect("rope_scaling", None)
+    dim = int(dim * part)
     if parameters is None:
         return Rope(dim=dim, base=base)
     kind = parameters.take("rope_type", str, None) or parameters.take("type", str, "default")
@@ -52,9 +58,11 @@ def read_rope(reader: ConfigReader, *, dim: int, context: int) -> Rope:
     return Rope(dim=dim, base=base, scaling=scaling)
 
 
-def write_rope(rope: Rope) -> dict[str, Any]:
-    """Write what `read_rope` reads."""
+def write_rope(rope: Rope, head_dim: int | None = None) -> dict[str, Any]:
+    """Write what `read_rope` reads; with `head_dim`, also the part of the head that turns."""
     common: dict[str, Any] = {"rope_theta": rope.base}
+    if head_dim is not None:
+        common["partial_rotary_factor"] = rope.dim / head_dim
     match rope.scaling:
         case None:
             return common | {"rope_type": "default"}

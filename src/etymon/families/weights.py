@@ -92,12 +92,12 @@ class StackExperts:
 
     def read(self, tensors: list[Tensor]) -> list[Tensor]:
         """Published → ours."""
-        n = len(self.sizes)
+        n = max(1, len(self.sizes))
         return [torch.stack([torch.cat(tensors[i : i + n]) for i in range(0, len(tensors), n)])]
 
     def write(self, tensors: list[Tensor]) -> list[Tensor]:
         """Ours → published."""
-        return [part for expert in tensors[0] for part in expert.split(self.sizes)]
+        return [part for expert in tensors[0] for part in (expert.split(self.sizes) if self.sizes else [expert])]
 
 
 Operation = Concat | Transpose | Regroup | PermuteRotary | StackExperts
