@@ -107,7 +107,26 @@ class YarnScaling:
     attention_factor: float | None = None
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
+@dataclass(frozen=True, kw_only=True)
+class DynamicScaling:
+    """NTK-aware scaling (bloc97 2023): a base that grows with the input once that exceeds the original context."""
+
+    factor: float
+    original_context: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongRopeScaling:
+    """LongRoPE (Ding et al. 2024, arXiv:2402.13753): every frequency divided by a factor of its own, from `long` where
+    the input exceeds the original context, else from `short`; scores scaled by `attention_factor`."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_context: int
+    attention_factor: float
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | DynamicScaling | LongRopeScaling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -511,7 +530,19 @@ def diff(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
 _TYPES = {
     cls.__name__: cls
     for cls in (
-        *(LayerNorm, RMSNorm, Learned, LinearScaling, Llama3Scaling, YarnScaling, Rope, ALiBi, QKNorm),
+        *(
+            LayerNorm,
+            RMSNorm,
+            Learned,
+            LinearScaling,
+            Llama3Scaling,
+            YarnScaling,
+            DynamicScaling,
+            LongRopeScaling,
+            Rope,
+            ALiBi,
+            QKNorm,
+        ),
         *(Attention, Dense, Gated, TopK, Shared, MoE, Sub, Sequential, Parallel, Block, Causal, Bidirectional, Stack),
         *(Projection, Embed, LM, ModelSpec),
     )

@@ -54,4 +54,11 @@ REFERENCES = [
             logits_scaling=4.0,
         ),
     ),
+    Reference("stablelm", _like_llama("StableLm", partial_rotary_factor=0.5)),
+    Reference("stablelm-parallel", _like_llama("StableLm", use_parallel_residual=True, use_qkv_bias=True)),
+    Reference("phi", _like_llama("Phi", num_key_value_heads=4)),
+    Reference("phi3", _like_llama("Phi3")),
+    Reference("phi3-window", _like_llama("Phi3", sliding_window=5)),
+    Reference("starcoder2", _like_llama("Starcoder2", sliding_window=5)),
+    Reference("starcoder2-plain", _like_llama("Starcoder2", use_bias=False, tie_word_embeddings=False)),
 ]

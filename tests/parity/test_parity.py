@@ -64,7 +64,9 @@ def test_logits_hidden_states_and_gradients(pair: Any, tmp_path: Path) -> None:
     reference_gradients = published_gradients(theirs, tmp_path)
     own_gradients = {name: p.grad for name, p in ours.named_parameters()}
     compared = set()
-    for rule in family_named(ours.spec.family).weights(ours.spec):
+    rules = family_named(ours.spec.family).weights
+    assert rules is not None
+    for rule in rules(ours.spec):
         gradient = rule.read([reference_gradients[name] for name in rule.published])
         assert relative(own_gradients[rule.ours], gradient) < TOLERANCE, rule.ours
         compared.add(rule.ours)

@@ -36,20 +36,21 @@ class Family:
 
     `build(name=..., **dimensions)` makes a spec; `sizes` are the dimensions of its published models and `tiny` those
     of a model for tests. `read` and `write` translate `config.json`, `weights` lists the tensors; `prefix` may be
-    missing from published names, and names matching `skipped` are buffers that carry no weight.
+    missing from published names, and names matching `skipped` are buffers that carry no weight. A family that was
+    never published has no format; one published as another family's (Galactica as OPT) has no `read`.
     """
 
     name: str
     title: str
     paper: str
-    model_type: str
-    architecture: str
+    model_type: str = ""
+    architecture: str = ""
     build: Callable[..., ModelSpec]
     sizes: dict[str, dict[str, Any]]
     tiny: dict[str, Any]
-    read: Callable[[ConfigReader], ModelSpec]
-    write: Callable[[ModelSpec], dict[str, Any]]
-    weights: Callable[[ModelSpec], Iterable[Rule]]
+    read: Callable[[ConfigReader], ModelSpec] | None = None
+    write: Callable[[ModelSpec], dict[str, Any]] | None = None
+    weights: Callable[[ModelSpec], Iterable[Rule]] | None = None
     head_name: str = "lm_head.weight"
     prefix: str = ""
     skipped: tuple[str, ...] = field(default=())
@@ -94,7 +95,7 @@ def family_named(name: str) -> Family:
 
 def family_of_model_type(model_type: str, where: str) -> Family:
     """Return the family that reads configs of this `model_type`. Raises ConfigError that names the nearest one."""
-    known = {family.model_type: family for family in families().values()}
+    known = {family.model_type: family for family in families().values() if family.read is not None}
     if model_type not in known:
         listing = ", ".join(known)
         raise ConfigError(

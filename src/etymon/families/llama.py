@@ -73,7 +73,7 @@ def build(
 def read_sizes(reader: ConfigReader, **defaults: Any) -> dict[str, Any]:
     """Read the dimensions that LLaMA's config and those of its descendants have in common, as `build` names them.
 
-    `defaults` override what a missing key means.
+    `defaults` override what a missing key means; `eps_key` is another name for "rms_norm_eps".
     """
     dim, heads = reader.take("hidden_size", int), reader.take("num_attention_heads", int)
     activation = reader.take("hidden_act", str, "silu")
@@ -86,7 +86,7 @@ def read_sizes(reader: ConfigReader, **defaults: Any) -> dict[str, Any]:
         "head_dim": reader.take("head_dim", int, defaults.get("head_dim") or dim // heads),
         "hidden": reader.take("intermediate_size", int),
         "context": reader.take("max_position_embeddings", int, defaults.get("context", 2048)),
-        "eps": reader.take("rms_norm_eps", float, defaults.get("eps", 1e-6)),
+        "eps": reader.take(defaults.get("eps_key", "rms_norm_eps"), float, defaults.get("eps", 1e-6)),
         "activation": ACTIVATIONS.get(activation, activation),
         "tied": reader.take("tie_word_embeddings", bool, defaults.get("tied", False)),
     }

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from etymon.errors import ConfigError
 from etymon.families.reader import ConfigReader
-from etymon.spec import LinearScaling, Llama3Scaling, Rope, RopeScaling, YarnScaling
+from etymon.spec import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, Rope, RopeScaling, YarnScaling
 
 
 def read_rope(reader: ConfigReader, *, dim: int, context: int, base: float = 10000.0, part: float = 1.0) -> Rope:
@@ -50,12 +51,33 @@ def read_rope(reader: ConfigReader, *, dim: int, context: int, base: float = 100
                 attention_factor=parameters.take("attention_factor", float, None),
             )
             parameters.expect("truncate", True)
+        case "dynamic":
+            scaling = DynamicScaling(
+                factor=parameters.take("factor", float),
+                original_context=parameters.take("original_max_position_embeddings", int, context),
+            )
+        case "longrope" | "su":
+            scaling = _read_longrope(reader, parameters, context)
         case _:
             raise ConfigError(
-                f"{parameters.where}: rope_type {kind!r} is not supported (default, linear, llama3, yarn)"
+                f"{parameters.where}: rope_type {kind!r} is not supported "
+                "(default, linear, dynamic, llama3, yarn, longrope)"
             )
     parameters.finish()
     return Rope(dim=dim, base=base, scaling=scaling)
+
+
+def _read_longrope(reader: ConfigReader, parameters: ConfigReader, context: int) -> LongRopeScaling:
+    original = reader.take("original_max_position_embeddings", int, context)
+    original = parameters.take("original_max_position_embeddings", int, original)
+    ratio = parameters.take("factor", float, context / original)
+    default = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
+    return LongRopeScaling(
+        short=tuple(map(float, parameters.take("short_factor", list))),
+        long=tuple(map(float, parameters.take("long_factor", list))),
+        original_context=original,
+        attention_factor=parameters.take("attention_factor", float, default),
+    )
 
 
 def write_rope(rope: Rope, head_dim: int | None = None) -> dict[str, Any]:
@@ -75,6 +97,17 @@ def write_rope(rope: Rope, head_dim: int | None = None) -> dict[str, Any]:
                 "low_freq_factor": s.low_freq_factor,
                 "high_freq_factor": s.high_freq_factor,
                 "original_max_position_embeddings": s.original_context,
+            }
+        case DynamicScaling() as s:
+            original = {"original_max_position_embeddings": s.original_context}
+            return common | {"rope_type": "dynamic", "factor": s.factor} | original
+        case LongRopeScaling() as s:
+            return common | {
+                "rope_type": "longrope",
+                "short_factor": list(s.short),
+                "long_factor": list(s.long),
+                "original_max_position_embeddings": s.original_context,
+                "attention_factor": s.attention_factor,
             }
         case YarnScaling() as s:
             yarn = {

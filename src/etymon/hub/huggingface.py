@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from etymon.errors import CheckpointError
+from etymon.errors import CheckpointError, ConfigError
 from etymon.families import ConfigReader, Family, family_named, family_of_model_type
 from etymon.files import write_json
 from etymon.hub.tensors import TensorFiles, open_tensors, read_json, write_tensors
@@ -25,6 +25,7 @@ def read_spec(directory: Path) -> tuple[ModelSpec, Family]:
     path = directory / "config.json"
     values = read_json(path)
     family = family_of_model_type(str(values.get("model_type")), str(path))
+    assert family.read is not None
     reader = ConfigReader(values, str(path))
     spec = family.read(reader)
     reader.finish()
@@ -42,6 +43,7 @@ def read_weights(directory: Path, spec: ModelSpec, family: Family) -> Iterator[t
 
     Raises CheckpointError naming every tensor that is missing or that nobody consumes.
     """
+    assert family.weights is not None
     with open_tensors(directory) as files:
         published = _by_published_name(files, family, directory)
         rules = list(family.weights(spec))
@@ -82,7 +84,10 @@ def write(model: Model, directory: Path, token_ids: dict[str, Any], max_shard_by
     `token_ids` are the tokenizer's bos, eos and pad ids, as the config names them.
     """
     family = family_named(model.spec.family)
-    config = {"architectures": [family.architecture], "model_type": family.model_type, **family.write(model.spec)}
+    rules, config_of = family.weights, family.write
+    if rules is None or config_of is None:
+        raise ConfigError(f"{family.title} has no published format: save the model in the etymon format")
+    config = {"architectures": [family.architecture], "model_type": family.model_type, **config_of(model.spec)}
     dtype = {v: k for k, v in DTYPES.items()}.get(model.dtype, "float32")
     write_json(directory / "config.json", config | token_ids | {"dtype": dtype, "use_cache": True})
     if token_ids:
@@ -90,7 +95,7 @@ def write(model: Model, directory: Path, token_ids: dict[str, Any], max_shard_by
     state = model.state_dict()
 
     def published() -> Iterator[tuple[str, Tensor]]:
-        for rule in family.weights(model.spec):
+        for rule in rules(model.spec):
             yield from rule.write(state[rule.ours]).items()
 
     write_tensors(published(), directory, max_shard_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,10 +12,13 @@ from torch import Tensor
 from etymon import spec
 
 
-@cache
+@lru_cache(maxsize=256)  # a scaling that depends on the length has one entry per length
 @torch.inference_mode(False)  # what is kept must serve training too
-def frequencies(rope: spec.Rope, device: torch.device | str = "cpu") -> tuple[Tensor, float]:
-    """Return the angle per position of every rotated pair, [dim / 2] in fp32, and the factor on cos and sin."""
+def frequencies(rope: spec.Rope, device: torch.device | str = "cpu", length: int = 0) -> tuple[Tensor, float]:
+    """Return the angle per position of every rotated pair, [dim / 2] in fp32, and the factor on cos and sin.
+
+    `length` is that of the input, on which some scalings depend.
+    """
     exponent = torch.arange(0, rope.dim, 2, dtype=torch.int64, device=device).float() / rope.dim
     inv_freq = 1.0 / rope.base**exponent
     match rope.scaling:
@@ -28,6 +31,12 @@ def frequencies(rope: spec.Rope, device: torch.device | str = "cpu") -> tuple[Te
             smooth = (s.original_context / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
             smooth = smooth.clamp(0, 1)
             return (1 - smooth) * inv_freq / s.factor + smooth * inv_freq, 1.0
+        case spec.DynamicScaling() as s:
+            grown = s.factor * max(length, s.original_context) / s.original_context - (s.factor - 1)
+            return 1.0 / (rope.base * grown ** (rope.dim / (rope.dim - 2))) ** exponent, 1.0
+        case spec.LongRopeScaling() as s:
+            factors = s.long if length > s.original_context else s.short
+            return inv_freq / torch.tensor(factors, device=inv_freq.device), s.attention_factor
         case spec.YarnScaling() as s:
             return _yarn(rope, s, inv_freq)
 
@@ -49,7 +58,8 @@ def _yarn(rope: spec.Rope, s: spec.YarnScaling, inv_freq: Tensor) -> tuple[Tenso
 
 def rotary_table(rope: spec.Rope, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return cos and sin [batch, time, 1, dim / 2] at `positions` [batch, time], computed in fp32."""
-    inv_freq, factor = frequencies(rope, positions.device)
+    by_length = isinstance(rope.scaling, spec.DynamicScaling | spec.LongRopeScaling)
+    inv_freq, factor = frequencies(rope, positions.device, int(positions.max()) + 1 if by_length else 0)
     angles = positions[:, :, None, None] * inv_freq
     cos, sin = angles.cos(), angles.sin()
     if factor != 1.0:
