@@ -530,19 +530,8 @@ def diff(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
 _TYPES = {
     cls.__name__: cls
     for cls in (
-        *(
-            LayerNorm,
-            RMSNorm,
-            Learned,
-            LinearScaling,
-            Llama3Scaling,
-            YarnScaling,
-            DynamicScaling,
-            LongRopeScaling,
-            Rope,
-            ALiBi,
-            QKNorm,
-        ),
+        *(LayerNorm, RMSNorm, Learned, Rope, ALiBi, QKNorm),
+        *(LinearScaling, Llama3Scaling, YarnScaling, DynamicScaling, LongRopeScaling),
         *(Attention, Dense, Gated, TopK, Shared, MoE, Sub, Sequential, Parallel, Block, Causal, Bidirectional, Stack),
         *(Projection, Embed, LM, ModelSpec),
     )
