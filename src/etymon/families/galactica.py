@@ -17,7 +17,7 @@ from etymon.spec import ModelSpec
 @extends(opt.build)
 def build(*, name: str = "galactica", vocab: int = 50000, **dimensions: Any) -> ModelSpec:
     """Return the spec of a Galactica of these dimensions."""
-    plain = {"bias": False, "affine": False, "activation": "gelu"}
+    plain: dict[str, Any] = {"bias": False, "affine": False, "activation": "gelu"}
     return dataclasses.replace(opt.build(name=name, vocab=vocab, **(plain | dimensions)), family="galactica")
 
 

@@ -93,7 +93,7 @@ FAMILY = Family(
         "starcoder2-7b": _SIZE
         | {"dim": 4608, "layers": 32, "heads": 36, "kv_heads": 4, "hidden": 18432, "rope_base": 1e6},
         "starcoder2-15b": _SIZE
-        | {"dim": 6144, "layers": 40, "heads": 48, "kv_heads": 4, "hidden": 24576, "rope_base": 1e5},
+        | {"dim": 6144, "layers": 40, "heads": 48, "kv_heads": 4, "hidden": 24576, "rope_base": 1e5, "tied": False},
     },
     tiny=llama.FAMILY.tiny | {"window": 16},
     read=read,
