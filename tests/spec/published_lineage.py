@@ -100,4 +100,8 @@ PUBLISHED: dict[str, int | str] = {
     "falcon-40b": "41.303B",
     "falcon-180b": "178.557B",
     "falcon-rw-1b": "1.312B",
+    "qwen-1.8b": "1.837B",
+    "qwen-7b": "7.721B",
+    "qwen-14b": "14.167B",
+    "qwen-72b": "72.288B",
 }
