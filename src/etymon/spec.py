@@ -62,21 +62,27 @@ class Learned:
     """A table of learned vectors for positions 0..`length` - 1, added to the token embeddings.
 
     The first `offset` rows of the table stand for no position. With `from_padding`, positions count the real tokens
-    of the attention mask, and padding has position -1, which needs an offset.
+    of the attention mask, and padding has position -1, which needs an offset; with `padding`, those that are not this
+    id, whatever the mask.
     """
 
     length: int
     offset: int = 0
     from_padding: bool = False
+    padding: int | None = None
 
     def __post_init__(self) -> None:
-        if self.from_padding and not self.offset:
+        if (self.from_padding or self.padding is not None) and not self.offset:
             raise ConfigError("learned positions from padding need an offset of at least 1: padding has position -1")
 
     @property
     def rows(self) -> int:
         """The rows of the table."""
         return self.length + self.offset
+
+    def count(self, width: int) -> int:
+        """Return the number of parameters at this width."""
+        return self.rows * width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +133,31 @@ class LongRopeScaling:
 
 
 RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | DynamicScaling | LongRopeScaling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sinusoidal:
+    """Fixed positions (Vaswani et al. 2017, arXiv:1706.03762): the sines in the first half of the channels, the cosines
+    in the second."""
+
+    def count(self, width: int) -> int:
+        """Return the number of parameters at this width: none."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketBias:
+    """A learned number per head and bucket of distances, added to the scores of every self-attention of a stack (Raffel
+    et al. 2020, arXiv:1910.10683). Half of the buckets hold one distance each, the rest grow logarithmically up to
+    `max_distance`; where a stack sees both ways, each direction has half of them."""
+
+    buckets: int
+    max_distance: int
+    heads: int
+
+    def count(self) -> int:
+        """Return the number of parameters."""
+        return self.buckets * self.heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,7 +248,40 @@ class Attention:
         return total
 
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu")
+@dataclass(frozen=True, kw_only=True)
+class CrossAttention:
+    """Attention from the decoder's tokens to all that the encoder made; fields as in `Attention`."""
+
+    name: ClassVar[str] = "cross"
+    heads: int
+    head_dim: int
+    kv_heads: int
+    bias: str = ""
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.kv_heads < 1 or self.heads % self.kv_heads:
+            raise ConfigError(f"cross: heads={self.heads} must be a positive multiple of kv_heads={self.kv_heads}")
+        if self.bias not in ("", "o", "qkv", "qkvo"):
+            raise ConfigError(f"cross: bias={self.bias!r} must be one of '', 'o', 'qkv', 'qkvo'")
+
+    @property
+    def query_width(self) -> int:
+        """The width of all query heads together."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """The width of all key heads together; values have the same."""
+        return self.kv_heads * self.head_dim
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters on residual streams of width `dim`."""
+        qkv = self.query_width + 2 * self.kv_width
+        return dim * (qkv + self.query_width) + (qkv if "q" in self.bias else 0) + (dim if "o" in self.bias else 0)
+
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu", "tanh")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -306,7 +370,7 @@ class MoE:
         return (self.experts - self.router.k) * self.expert.count(dim)
 
 
-Op = Attention | Dense | Gated | MoE
+Op = Attention | CrossAttention | Dense | Gated | MoE
 
 # -- blocks, stacks, the model ----------------------------------------------------------------------------------------
 
@@ -379,16 +443,35 @@ Visibility = Causal | Bidirectional
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Blocks on one residual stream, who sees whom in them, and the norm that ends them."""
+    """Blocks on one residual stream, who sees whom in them, and the norm that ends them.
+
+    `repeats` applies the whole row of blocks so many times, each time with the same weights. `relative` is shared by
+    all self-attentions.
+    """
 
     blocks: tuple[Block, ...]
     final_norm: Norm | None
     visibility: Visibility = field(default_factory=Causal)
+    repeats: int = 1
+    relative: BucketBias | None = None
+
+    @property
+    def depth(self) -> int:
+        """How many blocks a token passes through."""
+        return len(self.blocks) * self.repeats
+
+    def subs(self) -> Iterator[Sub]:
+        """Yield the sublayers in the order in which a token passes through them."""
+        for _ in range(self.repeats):
+            for block in self.blocks:
+                yield from block.subs
 
     def count(self, dim: int) -> int:
         """Return the number of parameters on a residual stream of width `dim`."""
         per_block = {block: block.count(dim) for block in set(self.blocks)}
-        return sum(per_block[block] for block in self.blocks) + (self.final_norm.count(dim) if self.final_norm else 0)
+        total = sum(per_block[block] for block in self.blocks)
+        total += self.relative.count() if self.relative else 0
+        return total + (self.final_norm.count(dim) if self.final_norm else 0)
 
     def idle(self, dim: int) -> int:
         """Return the number of parameters that one token does not use."""
@@ -402,22 +485,68 @@ class Projection:
     width: int
     bias: bool = False
 
+    def count(self, dim: int) -> int:
+        """Return the number of parameters of the map."""
+        return self.width * dim + (dim if self.bias else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factorised:
+    """Token, position and segment vectors of a `width` of their own, whose sum is normalised and then brought to the
+    stream by a linear map (Lan et al. 2019, arXiv:1909.11942)."""
+
+    width: int
+    bias: bool = True
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters of the map."""
+        return self.width * dim + (dim if self.bias else 0)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Embed:
-    """Token vectors (projected, where they have a width of their own) times `scale`, plus positions, normalised."""
+    """norm(scale * token + position + segment). Token vectors of a width of their own are projected before anything is
+    added (`Projection`), or the whole sum is (`Factorised`).
 
-    position: Learned | None = None
+
+    `segments` is the number of segment vectors, one of which is added to every token (0: none).
+    """
+
+    position: Learned | Sinusoidal | None = None
     scale: float = 1.0
+    segments: int = 0
     norm: Norm | None = None
-    projection: Projection | None = None
+    projection: Projection | Factorised | None = None
+
+    def width(self, dim: int) -> int:
+        """Return the width of the token vectors on a residual stream of width `dim`."""
+        return self.projection.width if self.projection else dim
 
     def count(self, vocab: int, dim: int) -> int:
-        """Return the number of parameters."""
-        total = (self.position.rows * dim if self.position else 0) + (self.norm.count(dim) if self.norm else 0)
-        if self.projection is None:
-            return total + vocab * dim
-        return total + (vocab + dim) * self.projection.width + (dim if self.projection.bias else 0)
+        """Return the number of parameters (`vocab` 0: the token vectors are counted elsewhere)."""
+        width = self.width(dim)
+        total = vocab * width + (self.projection.count(dim) if self.projection else 0)
+        width = width if isinstance(self.projection, Factorised) else dim
+        total += self.segments * width + (self.position.count(width) if self.position else 0)
+        return total + (self.norm.count(width) if self.norm else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform:
+    """norm(act(x W + b)) to `width` channels, before the vocabulary."""
+
+    width: int
+    activation: str
+    norm: Norm | None
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        _check_activation(self.activation)
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters on a residual stream of width `dim`."""
+        total = dim * self.width + (self.width if self.bias else 0)
+        return total + (self.norm.count(self.width) if self.norm else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -430,15 +559,60 @@ class LM:
     scale: float = 1.0
     softcap: float | None = None
     normalised: bool = False
-    projection: Projection | None = None
+    projection: Projection | Transform | None = None
 
     def count(self, vocab: int, dim: int) -> int:
         """Return the number of parameters that are not shared with the embedding."""
         total = vocab if self.bias else 0
         if self.projection is not None:
             total += dim * self.projection.width + (self.projection.width if self.projection.bias else 0)
+            if isinstance(self.projection, Transform) and self.projection.norm:
+                total += self.projection.norm.count(self.projection.width)
             dim = self.projection.width
         return total + (0 if self.tied else vocab * dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discriminator:
+    """One logit per token, of act(dense(x)): was this token replaced? (Clark et al. 2020, arXiv:2003.10555)"""
+
+    activation: str
+
+    def __post_init__(self) -> None:
+        _check_activation(self.activation)
+
+    def count(self, vocab: int, dim: int) -> int:
+        """Return the number of parameters."""
+        return dim * dim + dim + dim + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classify:
+    """Logits over `classes` of act(dense(x)) at the first token."""
+
+    classes: int
+    activation: str = "tanh"
+
+    def __post_init__(self) -> None:
+        _check_activation(self.activation)
+
+    def count(self, vocab: int, dim: int) -> int:
+        """Return the number of parameters."""
+        return dim * dim + dim + self.classes * (dim + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hidden:
+    """No head: the last hidden states are what is wanted, with act(dense(first token)) beside them where it is set."""
+
+    pooler: str | None = None
+
+    def count(self, vocab: int, dim: int) -> int:
+        """Return the number of parameters."""
+        return dim * dim + dim if self.pooler else 0
+
+
+Head = LM | Discriminator | Classify | Hidden
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -452,7 +626,12 @@ class Count:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A language model. `family` names the file that knows its published formats; `context` is its longest input."""
+    """A language model. `family` names the file that knows its published formats; `context` is its longest input.
+
+    At least one of `encoder` and `decoder` is there. With both, the decoder's cross-attention sees what the encoder made;
+    `encoder_embed` then says how the source enters (through the same token vectors), and `start` is the id with which
+    the decoder begins.
+    """
 
     name: str
     family: str
@@ -460,39 +639,71 @@ class ModelSpec:
     dim: int
     context: int
     embed: Embed
-    decoder: Stack
-    head: LM
+    head: Head
+    encoder: Stack | None = None
+    decoder: Stack | None = None
+    encoder_embed: Embed | None = None
+    start: int | None = None
 
     def __post_init__(self) -> None:
         for key in ("vocab", "dim", "context"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{self.name}: {key}={getattr(self, key)} must be at least 1")
-        if not self.decoder.blocks:
+        if not self.stacks:
+            raise ConfigError(f"{self.name}: neither an encoder nor a decoder is there")
+        if not all(stack.blocks for stack in self.stacks):
             raise ConfigError(f"{self.name}: a stack needs at least one block")
-        widths = [part.projection.width if part.projection else self.dim for part in (self.embed, self.head)]
-        if self.head.tied and widths[0] != widths[1]:
+        if (self.encoder_embed is not None) != (len(self.stacks) == 2):
+            raise ConfigError(f"{self.name}: encoder_embed belongs to models with an encoder and a decoder")
+        crosses = any(isinstance(sub.op, CrossAttention) for block in set(self.trunk.blocks) for sub in block.subs)
+        if crosses != (len(self.stacks) == 2):
+            raise ConfigError(f"{self.name}: cross-attention belongs to the decoder of models with an encoder")
+        widths = self.embed.width(self.dim), self.dim
+        if isinstance(self.head, LM) and self.head.projection:
+            widths = widths[0], self.head.projection.width
+        if self.tied and widths[0] != widths[1]:
             raise ConfigError(
                 f"{self.name}: a head of width {widths[1]} cannot share an embedding of width {widths[0]}"
             )
 
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The encoder and the decoder, those that are there."""
+        return tuple(stack for stack in (self.encoder, self.decoder) if stack is not None)
+
+    @property
+    def trunk(self) -> Stack:
+        """The stack whose result the head reads: the decoder, or the encoder where there is none."""
+        return self.stacks[-1]
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head shares the token embedding."""
+        return isinstance(self.head, LM) and self.head.tied
+
     def count(self) -> Count:
         """Return the exact numbers of parameters, without building anything."""
         embed, head = self.embed.count(self.vocab, self.dim), self.head.count(self.vocab, self.dim)
-        body = self.decoder.count(self.dim)
+        if self.encoder_embed is not None:
+            embed += self.encoder_embed.count(0, self.dim)
+        body = sum(stack.count(self.dim) for stack in self.stacks)
         total = embed + head + body
-        return Count(total=total, non_embedding=body, active=total - self.decoder.idle(self.dim))
+        return Count(total=total, non_embedding=body, active=total - sum(stack.idle(self.dim) for stack in self.stacks))
 
     def flops_per_token(self, context: int) -> int:
         """Return forward + backward model FLOPs per token at this context: 6 per weight used in a matmul, plus
-        12 * query_width * context / 2 per causal attention layer for scores and mixing (PaLM, arXiv:2204.02311, B)."""
-        weights = self.decoder.count(self.dim) - self.decoder.idle(self.dim) + self.vocab * self.dim
-        attention = sum(
-            6 * sub.op.query_width * min(context, sub.op.window or context)
-            for block in self.decoder.blocks
-            for sub in block.subs
-            if isinstance(sub.op, Attention)
-        )
-        return 6 * weights + attention
+        12 * query_width * context per attention layer for scores and mixing, half of that where it is causal (PaLM,
+        arXiv:2204.02311, B). With an encoder and a decoder: of one token in each."""
+        total = 6 * self.vocab * self.dim
+        for stack in self.stacks:
+            total += 6 * stack.repeats * (stack.count(self.dim) - stack.idle(self.dim))
+            causal = isinstance(stack.visibility, Causal)
+            for sub in stack.subs():
+                if isinstance(sub.op, Attention):
+                    total += (6 if causal else 12) * sub.op.query_width * min(context, sub.op.window or context)
+                elif isinstance(sub.op, CrossAttention):
+                    total += 12 * sub.op.query_width * context
+        return total
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; runs of equal blocks are stored once, with their length."""
@@ -530,10 +741,11 @@ def diff(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
 _TYPES = {
     cls.__name__: cls
     for cls in (
-        *(LayerNorm, RMSNorm, Learned, Rope, ALiBi, QKNorm),
+        *(LayerNorm, RMSNorm, Learned, Sinusoidal, Rope, ALiBi, QKNorm, BucketBias),
         *(LinearScaling, Llama3Scaling, YarnScaling, DynamicScaling, LongRopeScaling),
-        *(Attention, Dense, Gated, TopK, Shared, MoE, Sub, Sequential, Parallel, Block, Causal, Bidirectional, Stack),
-        *(Projection, Embed, LM, ModelSpec),
+        *(Attention, CrossAttention, Dense, Gated, TopK, Shared, MoE, Sub, Sequential, Parallel, Block, Causal),
+        *(Bidirectional, Stack, Projection, Factorised, Embed, Transform, LM, Discriminator, Classify, Hidden),
+        ModelSpec,
     )
 }
 

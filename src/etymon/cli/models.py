@@ -33,7 +33,7 @@ def list_models() -> None:
     for family in families().values():
         for i, size in enumerate(family.sizes):
             spec = family.spec(size)
-            shape = (f"{spec.context:,}", str(len(spec.decoder.blocks)), str(spec.dim))
+            shape = (f"{spec.context:,}", str(len(spec.trunk.blocks)), str(spec.dim))
             table.add_row("" if i else family.title, size, wording.count(spec.count().total), *shape)
     Console(highlight=False).print(table)
 
@@ -72,7 +72,7 @@ def _state_numbers(spec: ModelSpec) -> int:
     """Return the numbers that keys and values of one token are."""
     from etymon.spec import Attention
 
-    ops = (sub.op for block in spec.decoder.blocks for sub in block.subs)
+    ops = (sub.op for block in spec.trunk.blocks for sub in block.subs)
     return sum(2 * op.kv_width for op in ops if isinstance(op, Attention))
 
 
@@ -104,8 +104,8 @@ def _tree(spec: ModelSpec) -> Tree:
     tree = Tree(f"[bold]{spec.name}[/bold]  {spec.family}, vocabulary {spec.vocab:,}, width {spec.dim:,}, "
                 f"context {spec.context:,}")  # fmt: skip
     tree.add(f"embed  {_value(spec.embed)}")
-    stack = tree.add(f"decoder  {_value(spec.decoder.visibility)}")
-    blocks = spec.decoder.blocks
+    stack = tree.add(f"decoder  {_value(spec.trunk.visibility)}")
+    blocks = spec.trunk.blocks
     start = 0
     while start < len(blocks):
         stop = start
@@ -118,8 +118,8 @@ def _tree(spec: ModelSpec) -> Tree:
                 if (norm := getattr(sub, place)) is not None:
                     branch.add(f"{place}  {_value(norm)}")
         start = stop
-    if spec.decoder.final_norm is not None:
-        stack.add(f"final norm  {_value(spec.decoder.final_norm)}")
+    if spec.trunk.final_norm is not None:
+        stack.add(f"final norm  {_value(spec.trunk.final_norm)}")
     tree.add(f"head  {_value(spec.head)}")
     return tree
 

@@ -11,8 +11,8 @@ from etymon.spec import Attention, Block, ModelSpec
 
 def with_blocks(spec: ModelSpec, family: str, change: Callable[[Block], Block]) -> ModelSpec:
     """Return `spec` as one of `family`, with every block changed."""
-    changed = {block: change(block) for block in set(spec.decoder.blocks)}
-    stack = dataclasses.replace(spec.decoder, blocks=tuple(changed[block] for block in spec.decoder.blocks))
+    changed = {block: change(block) for block in set(spec.trunk.blocks)}
+    stack = dataclasses.replace(spec.decoder, blocks=tuple(changed[block] for block in spec.trunk.blocks))
     return dataclasses.replace(spec, family=family, decoder=stack)
 
 
@@ -31,11 +31,11 @@ def with_attention(block: Block, **changes: Any) -> Block:
 
 def with_windows(spec: ModelSpec, family: str, windows: Sequence[int | None]) -> ModelSpec:
     """Return `spec` as one of `family` whose layers have these attention windows."""
-    blocks = zip(spec.decoder.blocks, windows, strict=True)
+    blocks = zip(spec.trunk.blocks, windows, strict=True)
     stack = dataclasses.replace(spec.decoder, blocks=tuple(with_attention(b, window=w) for b, w in blocks))
     return dataclasses.replace(spec, family=family, decoder=stack)
 
 
 def attention_of(spec: ModelSpec) -> Attention:
     """Return the attention of the first block."""
-    return next(sub.op for sub in spec.decoder.blocks[0].subs if isinstance(sub.op, Attention))
+    return next(sub.op for sub in spec.trunk.blocks[0].subs if isinstance(sub.op, Attention))

@@ -36,8 +36,9 @@ class Family:
 
     `build(name=..., **dimensions)` makes a spec; `sizes` are the dimensions of its published models and `tiny` those
     of a model for tests. `read` and `write` translate `config.json`, `weights` lists the tensors; `prefix` may be
-    missing from published names, and names matching `skipped` are buffers that carry no weight. A family that was
-    never published has no format; one published as another family's (Galactica as OPT) has no `read`.
+    missing from published names; names matching `skipped` that no rule wants are buffers, or parts that this model does
+    without; `copies` may be there but must equal the token embedding; `renamed` replaces patterns in older names. A
+    family that was never published has no format; one published as another family's (Galactica as OPT) has no `read`.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Family:
     head_name: str = "lm_head.weight"
     prefix: str = ""
     skipped: tuple[str, ...] = field(default=())
+    renamed: dict[str, str] = field(default_factory=dict)
 
     def spec(self, size: str | None = None, **dimensions: Any) -> ModelSpec:
         """Return the spec of a published size, of free dimensions, or of a size with some of them changed.

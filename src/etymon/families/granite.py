@@ -59,7 +59,7 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    attention = spec.decoder.blocks[0].subs[0]
+    attention = spec.trunk.blocks[0].subs[0]
     assert isinstance(attention.op, Attention)
     return llama.write(spec) | {
         "embedding_multiplier": spec.embed.scale,

@@ -94,14 +94,14 @@ def read_sizes(reader: ConfigReader, **defaults: Any) -> dict[str, Any]:
 
 def write_sizes(spec: ModelSpec) -> dict[str, Any]:
     """Write what `read_sizes` reads."""
-    attention, ffn = (sub.op for sub in spec.decoder.blocks[0].subs)
-    norm = spec.decoder.final_norm
+    attention, ffn = (sub.op for sub in spec.trunk.blocks[0].subs)
+    norm = spec.trunk.final_norm
     assert isinstance(attention, Attention) and norm is not None and not isinstance(ffn, Attention)
     expert = ffn.expert if isinstance(ffn, MoE) else ffn
     return {
         "vocab_size": spec.vocab,
         "hidden_size": spec.dim,
-        "num_hidden_layers": len(spec.decoder.blocks),
+        "num_hidden_layers": len(spec.trunk.blocks),
         "num_attention_heads": attention.heads,
         "num_key_value_heads": attention.kv_heads,
         "head_dim": attention.head_dim,
@@ -109,7 +109,7 @@ def write_sizes(spec: ModelSpec) -> dict[str, Any]:
         "hidden_act": PUBLISHED_ACTIVATIONS.get(expert.activation, expert.activation),
         "max_position_embeddings": spec.context,
         "rms_norm_eps": norm.eps,
-        "tie_word_embeddings": spec.head.tied,
+        "tie_word_embeddings": spec.tied,
     }
 
 
@@ -129,7 +129,7 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    attention, ffn = (sub.op for sub in spec.decoder.blocks[0].subs)
+    attention, ffn = (sub.op for sub in spec.trunk.blocks[0].subs)
     assert isinstance(attention, Attention) and isinstance(ffn, Gated) and attention.rope
     return write_sizes(spec) | {
         "rope_parameters": write_rope(attention.rope),

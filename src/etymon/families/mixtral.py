@@ -50,7 +50,7 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    attention, ffn = (sub.op for sub in spec.decoder.blocks[0].subs)
+    attention, ffn = (sub.op for sub in spec.trunk.blocks[0].subs)
     assert isinstance(attention, Attention) and attention.rope is not None and isinstance(ffn, MoE)
     return llama.write_sizes(spec) | {
         "rope_parameters": write_rope(attention.rope),

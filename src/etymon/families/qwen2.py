@@ -45,7 +45,7 @@ def read_windows(reader: ConfigReader, layers: int) -> list[int | None]:
 
 def write_windows(spec: ModelSpec) -> dict[str, Any]:
     """Write what `read_windows` reads."""
-    windows = [sub.op.window for block in spec.decoder.blocks for sub in block.subs if isinstance(sub.op, Attention)]
+    windows = [sub.op.window for block in spec.trunk.blocks for sub in block.subs if isinstance(sub.op, Attention)]
     used = [window for window in windows if window is not None]
     return {
         "use_sliding_window": bool(used),

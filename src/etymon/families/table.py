@@ -29,7 +29,7 @@ def table(spec: ModelSpec, layer: Names, top: Names, operations: Operations | No
     for slot, names in top.items():
         if slot == "layers":
             assert isinstance(names, str)
-            for i, block in enumerate(spec.decoder.blocks):
+            for i, block in enumerate(spec.trunk.blocks):
                 inner = _inner(block)
                 assert inner.keys() <= layer.keys(), f"no published name for {inner.keys() - layer.keys()}"
                 for slot_of_layer, published in layer.items():
@@ -79,7 +79,7 @@ def _outer(spec: ModelSpec) -> dict[str, Slot]:
         slots["embed.projection"] = (_affine(embed.projection.bias), ())
     if embed.position is not None:
         slots["embed.positions"] = (("weight",), ())
-    slots |= _norm("embed.norm", embed.norm) | _norm("decoder.final_norm", spec.decoder.final_norm)
+    slots |= _norm("embed.norm", embed.norm) | _norm("decoder.final_norm", spec.trunk.final_norm)
     if head.projection is not None:
         slots["head.projection"] = (_affine(head.projection.bias), ())
     kinds = (() if head.tied else ("weight",)) + (("bias",) if head.bias else ())

@@ -51,8 +51,9 @@ def read_weights(directory: Path, spec: ModelSpec, family: Family) -> Iterator[t
         missing = sorted(wanted - published.keys())
         if missing:
             raise CheckpointError(f"{directory}: {len(missing)} tensors are missing: {_listing(missing)}")
-        surplus = sorted(published.keys() - wanted)
-        if spec.head.tied and family.head_name in surplus:
+        unwanted = published.keys() - wanted
+        surplus = sorted(n for n in unwanted if not any(re.search(pattern, n) for pattern in family.skipped))
+        if spec.tied and family.head_name in surplus:
             embedding = next(rule for rule in rules if rule.ours == "embed.tokens.weight").published[0]
             if not torch.equal(files.read(published[family.head_name]), files.read(published[embedding])):
                 raise CheckpointError(
@@ -67,11 +68,16 @@ def read_weights(directory: Path, spec: ModelSpec, family: Family) -> Iterator[t
 
 
 def _by_published_name(files: TensorFiles, family: Family, directory: Path) -> dict[str, str]:
-    """Map full published names to names in the files, which may lack the family's prefix and hold buffers."""
-    names = {n for n in files.names() if not any(re.search(pattern, n) for pattern in family.skipped)}
+    """Map full published names to names in the files, which may be old ones or lack the family's prefix."""
+    names = {}
+    for stored in files.names():
+        name = stored
+        for pattern, replacement in family.renamed.items():
+            name = re.sub(pattern, replacement, name)
+        names[name] = stored
     if any(name.startswith(family.prefix) for name in names):
-        return {name: name for name in names}
-    return {name if name == family.head_name else family.prefix + name: name for name in names}
+        return names
+    return {name if name == family.head_name else family.prefix + name: stored for name, stored in names.items()}
 
 
 def _listing(names: list[str]) -> str:

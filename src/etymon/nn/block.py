@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain, repeat
 
 from torch import Tensor, nn
 
 from etymon import spec
-from etymon.nn.attention import Attention
+from etymon.nn.attention import Attention, CrossAttention
 from etymon.nn.ffn import Dense, Gated
 from etymon.nn.layout import Layout
 from etymon.nn.linear import Linear
 from etymon.nn.moe import MoE
 from etymon.nn.norm import build_norm
+from etymon.nn.position import BucketBias
 from etymon.nn.state import KeyValues
 
 
@@ -21,6 +23,8 @@ def build_op(op: spec.Op, dim: int, visibility: spec.Visibility) -> nn.Module:
     match op:
         case spec.Attention():
             return Attention(op, dim, visibility)
+        case spec.CrossAttention():
+            return CrossAttention(op, dim)
         case spec.Dense():
             return Dense(op, dim)
         case spec.Gated():
@@ -39,7 +43,7 @@ class Sub(nn.Module):
         self.branch = build_norm(sub.branch, dim)
         self.post = build_norm(sub.post, dim)
         self.alpha, self.beta = sub.alpha, sub.beta
-        self.mixes_time = isinstance(sub.op, spec.Attention)
+        self.mixes_time = isinstance(sub.op, spec.Attention | spec.CrossAttention)
 
     @property
     def outputs(self) -> Iterator[Tensor]:
@@ -112,19 +116,24 @@ class Stack(nn.Module):
     def __init__(self, stack: spec.Stack, dim: int) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(build_block(block, dim, stack.visibility) for block in stack.blocks)
+        self.repeats = stack.repeats
+        self.relative = None if stack.relative is None else BucketBias(stack.relative, stack.visibility)
         self.final_norm = build_norm(stack.final_norm, dim)
 
-    def mixers(self) -> Iterator[Attention]:
+    def mixers(self) -> Iterator[Attention | CrossAttention]:
         """Yield the operators that keep state, in the order in which a call reaches them."""
-        for module in self.blocks.modules():
-            if isinstance(module, Attention):
-                yield module
+        for _ in range(self.repeats):
+            for module in self.blocks.modules():
+                if isinstance(module, Attention | CrossAttention):
+                    yield module
 
     def forward(
         self, x: Tensor, layout: Layout, cells: Iterator[KeyValues] | None, trace: list[Tensor] | None
     ) -> Tensor:
         """Apply to `x` [batch, time, dim]; `trace` collects the stream before every block and the final result."""
-        for block in self.blocks:
+        if self.relative is not None:
+            layout.bias = self.relative(layout.distance())
+        for block in chain.from_iterable(repeat(self.blocks, self.repeats)):
             if trace is not None:
                 trace.append(x)
             x = block(x, layout, cells)

@@ -1,4 +1,4 @@
-"""The language-model head: logits, and a loss that never holds all of them."""
+"""Heads: the language model's, whose loss never holds all logits, and those that judge tokens or whole texts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etymon import spec
+from etymon.errors import DataError
 from etymon.nn import gemm
+from etymon.nn.ffn import ACTIVATIONS
 from etymon.nn.linear import Linear
+from etymon.nn.norm import build_norm
 
 IGNORE = -100  # the target of a position at which nothing is trained
 CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MB in fp32 stays near the caches and is still a large matmul
@@ -21,7 +24,10 @@ class LMHead(nn.Module):
         super().__init__()
         self.spec = head
         narrow = head.projection
-        self.projection = None if narrow is None else Linear(dim, (narrow.width,), bias=narrow.bias)
+        if isinstance(narrow, spec.Transform):
+            self.projection: nn.Module | None = Transform(narrow, dim)
+        else:
+            self.projection = None if narrow is None else Linear(dim, (narrow.width,), bias=narrow.bias)
         self.linear = Linear(dim if narrow is None else narrow.width, (vocab,), bias=head.bias)
         self.tied = head.tied
 
@@ -59,6 +65,100 @@ class LMHead(nn.Module):
             return loss
         hidden = self._prepared(hidden)
         return linear_cross_entropy(hidden, self._rows(), self.linear.bias, targets, self.spec.softcap)
+
+
+class Transform(nn.Module):
+    """norm(act(x W + b))."""
+
+    def __init__(self, transform: spec.Transform, dim: int) -> None:
+        super().__init__()
+        self.dense = Linear(dim, (transform.width,), bias=transform.bias)
+        self.activation = ACTIVATIONS[transform.activation]
+        self.norm = build_norm(transform.norm, transform.width) or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to `x` [..., dim]."""
+        return self.norm(self.activation(self.dense(x)))
+
+
+class Discriminator(nn.Module):
+    """hidden [batch, time, dim] → one logit per token [batch, time]: was it replaced?"""
+
+    tied = False
+
+    def __init__(self, head: spec.Discriminator, dim: int) -> None:
+        super().__init__()
+        self.dense = Linear(dim, (dim,), bias=True)
+        self.activation = ACTIVATIONS[head.activation]
+        self.linear = Linear(dim, (1,), bias=True)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the logits [batch, time]."""
+        return self.linear(self.activation(self.dense(hidden))).squeeze(-1)
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the summed binary cross-entropy of `targets` [batch, time]: 1 replaced, 0 not, -100 ignored."""
+        trained = targets != IGNORE
+        logits, wanted = self(hidden)[trained].float(), targets[trained].float()
+        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
+
+
+class Classify(nn.Module):
+    """hidden [batch, time, dim] → logits [batch, classes], read off the first token."""
+
+    tied = False
+
+    def __init__(self, head: spec.Classify, dim: int) -> None:
+        super().__init__()
+        self.dense = Linear(dim, (dim,), bias=True)
+        self.activation = ACTIVATIONS[head.activation]
+        self.linear = Linear(dim, (head.classes,), bias=True)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the logits [batch, classes]."""
+        return self.linear(self.activation(self.dense(hidden[:, 0])))
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the summed negative log-likelihood of the classes `targets` [batch]; -100 counts nothing."""
+        return F.cross_entropy(self(hidden).float(), targets, ignore_index=IGNORE, reduction="sum")
+
+
+class Pooler(nn.Module):
+    """No logits: hidden [batch, time, dim] → act(dense(first token)) [batch, dim], or None without a pooler."""
+
+    tied = False
+    linear = None
+
+    def __init__(self, head: spec.Hidden, dim: int) -> None:
+        super().__init__()
+        self.dense = Linear(dim, (dim,), bias=True) if head.pooler else None
+        self.activation = ACTIVATIONS[head.pooler] if head.pooler else None
+
+    def forward(self, hidden: Tensor) -> Tensor | None:
+        """Return the pooled first token [batch, dim]."""
+        if self.dense is None or self.activation is None:
+            return None
+        return self.activation(self.dense(hidden[:, 0]))
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Refuse: there is nothing to train."""
+        raise DataError("this model has no head: it gives hidden states, and no loss")
+
+
+Head = LMHead | Discriminator | Classify | Pooler
+
+
+def build_head(head: spec.Head, vocab: int, dim: int) -> Head:
+    """Build the module of a head."""
+    match head:
+        case spec.LM():
+            return LMHead(head, vocab, dim)
+        case spec.Discriminator():
+            return Discriminator(head, dim)
+        case spec.Classify():
+            return Classify(head, dim)
+        case spec.Hidden():
+            return Pooler(head, dim)
 
 
 def linear_cross_entropy(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,16 @@ from etymon import spec
 from etymon.errors import DataError
 from etymon.nn.position import alibi_slopes, rotary_table
 from etymon.nn.state import State
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a decoder reads besides its own tokens: `hidden` [batch, keys, dim], or None where the state holds its keys
+    and values; `mask` broadcasts to [batch, 1, time, keys]."""
+
+    hidden: Tensor | None
+    keys: int
+    mask: Tensor | None
 
 
 class Layout:
@@ -33,6 +45,8 @@ class Layout:
         self.device = device
         self.documents = documents
         self.columns: int | Tensor = 0
+        self.source: Source | None = None
+        self.bias: Tensor | None = None  # added to the scores of every self-attention, [batch or 1, heads, time, keys]
         self._masks: dict[tuple[spec.Visibility, int | None], tuple[Tensor | None, bool]] = {}
         self._biases: dict[tuple[spec.Visibility, int | None, spec.ALiBi, int, torch.dtype], Tensor] = {}
         self._rotary: dict[tuple[spec.Rope, torch.dtype], tuple[Tensor, Tensor]] = {}
@@ -92,6 +106,14 @@ class Layout:
         return self._masks[visibility, window]
 
     def _visible(self, visibility: spec.Visibility, window: int | None) -> tuple[Tensor | None, bool]:
+        mask, is_causal = self._plainest(visibility, window)
+        if self.bias is None:
+            return mask, is_causal
+        if is_causal:
+            mask = self.mask(visibility, window)
+        return (self.bias if mask is None else self.bias.masked_fill(~mask, -torch.inf)), False
+
+    def _plainest(self, visibility: spec.Visibility, window: int | None) -> tuple[Tensor | None, bool]:
         causal = isinstance(visibility, spec.Causal)
         if window is not None and window >= self.keys:
             window = None
@@ -103,6 +125,9 @@ class Layout:
                 return None, False
             if self.keys == self.time:
                 return None, True
+        if self.attention_mask is not None and not causal and window is None and self.documents is None:
+            # one row serves all queries; a sequence of nothing but padding sees all of it
+            return (self.attention_mask | ~self.attention_mask.any(1, keepdim=True))[:, None, None, :], False
         return self.mask(visibility, window), False
 
     def mask(self, visibility: spec.Visibility, window: int | None) -> Tensor:

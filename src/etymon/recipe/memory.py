@@ -11,7 +11,7 @@ import torch
 from etymon.errors import ConfigError
 from etymon.evaluate import wording
 from etymon.recipe.schema import Recipe, TrainSection
-from etymon.spec import Attention, Dense, Gated, ModelSpec, MoE
+from etymon.spec import Attention, CrossAttention, Dense, Gated, ModelSpec, MoE
 from etymon.train import MuonConfig
 
 FP32 = 4
@@ -55,10 +55,10 @@ def training_memory(spec: ModelSpec, section: TrainSection, context: int) -> Mem
 def activations_per_token(spec: ModelSpec) -> int:
     """Return the numbers that the backward pass keeps of each token: inputs of norms, matrices and activations."""
     total = 2 * spec.dim
-    for block in spec.decoder.blocks:
-        for sub in block.subs:
+    for stack in spec.stacks:
+        for sub in stack.subs():
             op = sub.op
-            if isinstance(op, Attention):
+            if isinstance(op, Attention | CrossAttention):
                 # stream, normed, fused projection, rotated queries and keys with values, output of attention
                 total += 2 * spec.dim + 2 * (op.query_width + 2 * op.kv_width) + op.query_width
             elif isinstance(op, MoE):
