@@ -628,9 +628,9 @@ class Count:
 class ModelSpec:
     """A language model. `family` names the file that knows its published formats; `context` is its longest input.
 
-    At least one of `encoder` and `decoder` is there. With both, the decoder's cross-attention sees what the encoder made;
-    `encoder_embed` then says how the source enters (through the same token vectors), and `start` is the id with which
-    the decoder begins.
+    At least one of `encoder` and `decoder` is there. With both, the decoder's cross-attention sees what the encoder
+    made; `encoder_embed` then says how the source enters (through the same token vectors), and `start` is the id with
+    which the decoder begins.
     """
 
     name: str

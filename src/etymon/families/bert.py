@@ -21,6 +21,7 @@ from etymon.spec import (
     Classify,
     Dense,
     Embed,
+    Factorised,
     Head,
     Hidden,
     LayerNorm,
@@ -68,6 +69,7 @@ def build(
     activation: str = "gelu",
     position: Learned | None = None,
     context: int = 512,
+    projection: Factorised | None = None,
     head: Head | None = None,
 ) -> ModelSpec:
     """Return the spec of a BERT of these dimensions; `head` defaults to the one that predicts masked tokens."""
@@ -78,7 +80,12 @@ def build(
         vocab=vocab,
         dim=dim,
         context=context,
-        embed=Embed(position=position or Learned(length=context), segments=segments, norm=LayerNorm(eps=eps)),
+        embed=Embed(
+            position=position or Learned(length=context),
+            segments=segments,
+            norm=LayerNorm(eps=eps),
+            projection=projection,
+        ),
         encoder=Stack(blocks=blocks, final_norm=None, visibility=Bidirectional()),
         head=head or masked_lm(dim, activation, eps),
     )
@@ -119,8 +126,11 @@ def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "bert"."""
     known = ("BertForMaskedLM", "BertForPreTraining", "BertModel", "BertForSequenceClassification")
     architecture, classes = read_architecture(reader, known)
-    head = {"BertModel": Hidden(pooler="tanh"), "BertForSequenceClassification": Classify(classes=classes)}
-    return build(**read_encoder(reader), head=head.get(architecture))
+    heads: dict[str, Head] = {
+        "BertModel": Hidden(pooler="tanh"),
+        "BertForSequenceClassification": Classify(classes=classes),
+    }
+    return build(**read_encoder(reader), head=heads.get(architecture))
 
 
 def write_encoder(spec: ModelSpec) -> dict[str, Any]:

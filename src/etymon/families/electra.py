@@ -6,7 +6,6 @@ token whether it was replaced. Embeddings narrower than the stream are projected
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -41,7 +40,12 @@ def build(
     """Return the spec of an ELECTRA whose embeddings are `width` wide; `kind` is the published class: the
     discriminator, the generator, or the encoder alone."""
     width = width or dim
-    spec = bert.build(
+    kinds: dict[type[Head], Head] = {
+        Discriminator: Discriminator(activation=activation),
+        LM: bert.masked_lm(width, "gelu", eps),
+        Hidden: Hidden(),
+    }
+    return bert.build(
         name=name,
         family="electra",
         vocab=vocab,
@@ -53,14 +57,9 @@ def build(
         segments=segments,
         eps=eps,
         activation=activation,
-        head={
-            Discriminator: Discriminator(activation=activation),
-            LM: bert.masked_lm(width, "gelu", eps),
-            Hidden: Hidden(),
-        }[KINDS[kind]],
+        projection=Factorised(width=width) if width != dim else None,
+        head=kinds[KINDS[kind]],
     )
-    projection = Factorised(width=width) if width != dim else None
-    return dataclasses.replace(spec, embed=dataclasses.replace(spec.embed, projection=projection))
 
 
 def read(reader: ConfigReader) -> ModelSpec:

@@ -37,6 +37,7 @@ class Family:
     `build(name=..., **dimensions)` makes a spec; `sizes` are the dimensions of its published models and `tiny` those
     of a model for tests. `read` and `write` translate `config.json`, `weights` lists the tensors; `prefix` may be
     missing from published names; names matching `skipped` that no rule wants are buffers, or parts that this model does
+    missing from published names; names matching `skipped` that no rule wants are buffers, or parts that this model does
     without; `copies` may be there but must equal the token embedding; `renamed` replaces patterns in older names. A
     family that was never published has no format; one published as another family's (Galactica as OPT) has no `read`.
     """
@@ -55,6 +56,7 @@ class Family:
     head_name: str = "lm_head.weight"
     prefix: str = ""
     skipped: tuple[str, ...] = field(default=())
+    copies: tuple[str, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
 
     def spec(self, size: str | None = None, **dimensions: Any) -> ModelSpec:

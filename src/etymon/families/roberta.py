@@ -1,8 +1,8 @@
 """RoBERTa (Liu et al. 2019, arXiv:1907.11692).
 
-What was new over BERT: the recipe (ten times the text, no next-sentence task, masks drawn anew every time), a byte-level
-vocabulary, no segments, and positions that count the tokens that are not padding. The table's first two rows stand for
-no position: `position_ids` begin at 0 here, at 2 in the published code.
+What was new over BERT: the recipe (ten times the text, no next-sentence task, masks drawn anew every time), a
+byte-level vocabulary, no segments, and positions that count the tokens that are not padding. The table's first two
+rows stand for no position: `position_ids` begin at 0 here, at 2 in the published code.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def reading(prefix: str, family: str) -> Any:
         architecture, classes = bert.read_architecture(reader, known)
         dimensions, padding = bert.read_encoder(reader), reader.take("pad_token_id", int, 1)
         dimensions["context"] -= padding + 1
-        heads = {known[1]: Hidden(pooler="tanh"), known[2]: Classify(classes=classes)}
+        heads: dict[str, Head] = {known[1]: Hidden(pooler="tanh"), known[2]: Classify(classes=classes)}
         return build(family=family, **dimensions, padding=padding, head=heads.get(architecture))
 
     return read

@@ -100,7 +100,20 @@ class StackExperts:
         return [part for expert in tensors[0] for part in (expert.split(self.sizes) if self.sizes else [expert])]
 
 
-Operation = Concat | Transpose | Regroup | PermuteRotary | StackExperts
+@dataclass(frozen=True)
+class Row:
+    """The published vector is a matrix of one row."""
+
+    def read(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Published → ours."""
+        return [t.squeeze(0) for t in tensors]
+
+    def write(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Ours → published."""
+        return [t.unsqueeze(0) for t in tensors]
+
+
+Operation = Concat | Transpose | Row | Regroup | PermuteRotary | StackExperts
 
 
 @dataclass(frozen=True)

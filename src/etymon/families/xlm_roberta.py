@@ -1,6 +1,7 @@
 """XLM-R (Conneau et al. 2019, arXiv:1911.02116).
 
-What was new over RoBERTa: one model for a hundred languages, by a SentencePiece vocabulary of 250,000 and 2.5 TB of text.
+What was new over RoBERTa: one model for a hundred languages, by a SentencePiece vocabulary of 250,000 and 2.5 TB
+of text.
 """
 
 from __future__ import annotations

@@ -53,14 +53,17 @@ def read_weights(directory: Path, spec: ModelSpec, family: Family) -> Iterator[t
             raise CheckpointError(f"{directory}: {len(missing)} tensors are missing: {_listing(missing)}")
         unwanted = published.keys() - wanted
         surplus = sorted(n for n in unwanted if not any(re.search(pattern, n) for pattern in family.skipped))
-        if spec.tied and family.head_name in surplus:
+        for copy in (*((family.head_name,) if spec.tied else ()), *family.copies):
+            if copy not in surplus:
+                continue
             embedding = next(rule for rule in rules if rule.ours == "embed.tokens.weight").published[0]
-            if not torch.equal(files.read(published[family.head_name]), files.read(published[embedding])):
+            if not torch.equal(files.read(published[copy]), files.read(published[embedding])):
+                advice = "; set tie_word_embeddings to false if the head is meant" if copy == family.head_name else ""
                 raise CheckpointError(
-                    f"{directory}: config.json ties the head to the embedding, but {family.head_name!r} differs from "
-                    f"{embedding!r}; set tie_word_embeddings to false if the head is meant"
+                    f"{directory}: config.json ties the head to the embedding, but {copy!r} differs from "
+                    f"{embedding!r}{advice}"
                 )
-            surplus.remove(family.head_name)
+            surplus.remove(copy)
         if surplus:
             raise CheckpointError(f"{directory}: nobody consumes {len(surplus)} tensors: {_listing(surplus)}")
         for rule in rules:

@@ -33,9 +33,10 @@ class Embed(nn.Module):
         width, own = embed.width(dim), embed.projection
         if vocab is not None:
             self.tokens = Table(vocab, width)
-        projection = None if own is None else Linear(width, (dim,), bias=own.bias)
+        projection: Linear | None = None if own is None else Linear(width, (dim,), bias=own.bias)
         late = isinstance(own, spec.Factorised)
-        self.projection, self.last = (None, projection) if late else (projection, None)
+        self.projection = None if late else projection
+        self.last = projection if late else None
         width = width if late else dim
         position = embed.position
         self.positions = Table(position.rows, width) if isinstance(position, spec.Learned) else None

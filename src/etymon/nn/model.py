@@ -218,27 +218,26 @@ class Model(nn.Module):
             raise ConfigError(f"{self.spec.name} is an encoder: it cannot generate, so it has no state")
         dtype = dtype or self.dtype
         source_capacity = source_capacity or self.spec.context
-        cells = [
-            mixer.new_state(
-                rows, source_capacity if isinstance(mixer, CrossAttention) else capacity, dtype, self.device
-            )
-            for mixer in self.decoder.mixers()
-        ]
+        cells = []
+        for mixer in self.decoder.mixers():
+            columns = source_capacity if isinstance(mixer, CrossAttention) else capacity
+            cells.append(mixer.new_state(rows, columns, dtype, self.device))
         source = None if self.encoder is None else torch.zeros(rows, source_capacity, dtype=torch.bool)
         return State(cells, torch.zeros(rows, dtype=torch.int64), capacity, source)
 
     def mixtures(self) -> Iterator[tuple[str, MoE]]:
         """Yield the mixtures of experts with their names; their `load` and `logits` tell how the last call went."""
-        for name, module in self.decoder.named_modules(prefix="decoder"):
+        for name, module in self.named_modules():
             if isinstance(module, MoE):
                 yield name, module
 
     def matrices(self) -> Iterator[tuple[str, Linear]]:
         """Yield the linear layers of the stacks with their names: what quantisers, adapters and Muon work on."""
         for prefix, stack in (("encoder", self.encoder), ("decoder", self.decoder)):
-            for name, module in stack.named_modules(prefix=prefix) if stack is not None else ():
-                if isinstance(module, Linear):
-                    yield name, module
+            if stack is not None:
+                for name, module in stack.named_modules(prefix=prefix):
+                    if isinstance(module, Linear):
+                        yield name, module
 
 
 def _layout(
