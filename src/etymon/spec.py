@@ -681,6 +681,12 @@ class ModelSpec:
         """Whether the head shares the token embedding."""
         return isinstance(self.head, LM) and self.head.tied
 
+    @property
+    def lm(self) -> LM:
+        """The head of a model that has logits over the vocabulary."""
+        assert isinstance(self.head, LM), f"{self.name} has no language-model head"
+        return self.head
+
     def count(self) -> Count:
         """Return the exact numbers of parameters, without building anything."""
         embed, head = self.embed.count(self.vocab, self.dim), self.head.count(self.vocab, self.dim)

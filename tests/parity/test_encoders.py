@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from references_encoders import ENCODERS, Reference, randomised
+from encoder_references import ENCODERS, Reference, randomised
 from torch import Tensor
 
 import etymon

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from references_encoders import SEQ2SEQ, Reference, randomised
+from encoder_references import SEQ2SEQ, Reference, randomised
 from torch import Tensor
 
 import etymon

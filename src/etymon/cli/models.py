@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from etymon.spec import ModelSpec
+    from etymon.spec import ModelSpec, Stack
 
 app = typer.Typer(no_args_is_help=True, help="Families, published sizes, and what a model is made of.")
 DTYPES = (("fp32", 4), ("bf16", 2), ("int8", 1))
@@ -72,7 +72,9 @@ def _state_numbers(spec: ModelSpec) -> int:
     """Return the numbers that keys and values of one token are."""
     from etymon.spec import Attention
 
-    ops = (sub.op for block in spec.trunk.blocks for sub in block.subs)
+    if spec.decoder is None:
+        return 0
+    ops = (sub.op for sub in spec.decoder.subs())
     return sum(2 * op.kv_width for op in ops if isinstance(op, Attention))
 
 
@@ -104,24 +106,35 @@ def _tree(spec: ModelSpec) -> Tree:
     tree = Tree(f"[bold]{spec.name}[/bold]  {spec.family}, vocabulary {spec.vocab:,}, width {spec.dim:,}, "
                 f"context {spec.context:,}")  # fmt: skip
     tree.add(f"embed  {_value(spec.embed)}")
-    stack = tree.add(f"decoder  {_value(spec.trunk.visibility)}")
-    blocks = spec.trunk.blocks
+    if spec.encoder_embed is not None:
+        tree.add(f"encoder embed  {_value(spec.encoder_embed)}")
+    for name, stack in (("encoder", spec.encoder), ("decoder", spec.decoder)):
+        if stack is not None:
+            _add_stack(tree, name, stack, spec.dim)
+    tree.add(f"head  {_value(spec.head)}")
+    return tree
+
+
+def _add_stack(tree: Tree, name: str, stack: Stack, dim: int) -> None:
+    again = "" if stack.repeats == 1 else f", {stack.repeats} times with the same weights"
+    shown = tree.add(f"{name}  {_value(stack.visibility)}{again}")
+    if stack.relative is not None:
+        shown.add(f"relative  {_value(stack.relative)}")
+    blocks = stack.blocks
     start = 0
     while start < len(blocks):
         stop = start
         while stop < len(blocks) and blocks[stop] == blocks[start]:
             stop += 1
-        repeated = stack.add(f"{stop - start} × block, {blocks[start].count(spec.dim):,} parameters each")
+        repeated = shown.add(f"{stop - start} × block, {blocks[start].count(dim):,} parameters each")
         for sub in blocks[start].subs:
             branch = repeated.add(f"{sub.op.name}  {_value(sub.op)}")
             for place in ("pre", "branch", "post"):
                 if (norm := getattr(sub, place)) is not None:
                     branch.add(f"{place}  {_value(norm)}")
         start = stop
-    if spec.trunk.final_norm is not None:
-        stack.add(f"final norm  {_value(spec.trunk.final_norm)}")
-    tree.add(f"head  {_value(spec.head)}")
-    return tree
+    if stack.final_norm is not None:
+        shown.add(f"final norm  {_value(stack.final_norm)}")
 
 
 def _value(value: Any) -> str:

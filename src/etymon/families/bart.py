@@ -50,7 +50,8 @@ def build(
     activation: str = "gelu",
     scale: float = 1.0,
     start: int | None = 2,
-    embed: Embed | None = None,
+    position: Learned | Sinusoidal | None = None,
+    embed_norm: LayerNorm | None = NORM,
     norms: str = "post",
 ) -> ModelSpec:
     """Return the spec of a BART of these dimensions; `scale` multiplies the token vectors, `norms` stand "pre" or
@@ -69,7 +70,7 @@ def build(
     n = decoder_heads or heads
     cross = sub(CrossAttention(heads=n, kv_heads=n, head_dim=dim // n, bias="qkvo"))
     final_norm = NORM if norms == "pre" else None
-    embed = embed or Embed(position=Learned(length=context, offset=2), norm=NORM, scale=scale)
+    embed = Embed(position=position or Learned(length=context, offset=2), norm=embed_norm, scale=scale)
     return ModelSpec(
         name=name,
         family=family,

@@ -12,7 +12,7 @@ from etymon.spec import Attention, Block, ModelSpec
 def with_blocks(spec: ModelSpec, family: str, change: Callable[[Block], Block]) -> ModelSpec:
     """Return `spec` as one of `family`, with every block changed."""
     changed = {block: change(block) for block in set(spec.trunk.blocks)}
-    stack = dataclasses.replace(spec.decoder, blocks=tuple(changed[block] for block in spec.trunk.blocks))
+    stack = dataclasses.replace(spec.trunk, blocks=tuple(changed[block] for block in spec.trunk.blocks))
     return dataclasses.replace(spec, family=family, decoder=stack)
 
 
@@ -32,7 +32,7 @@ def with_attention(block: Block, **changes: Any) -> Block:
 def with_windows(spec: ModelSpec, family: str, windows: Sequence[int | None]) -> ModelSpec:
     """Return `spec` as one of `family` whose layers have these attention windows."""
     blocks = zip(spec.trunk.blocks, windows, strict=True)
-    stack = dataclasses.replace(spec.decoder, blocks=tuple(with_attention(b, window=w) for b, w in blocks))
+    stack = dataclasses.replace(spec.trunk, blocks=tuple(with_attention(b, window=w) for b, w in blocks))
     return dataclasses.replace(spec, family=family, decoder=stack)
 
 

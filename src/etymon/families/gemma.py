@@ -34,7 +34,7 @@ def build(
     spec = llama.build(name=name, **same, **dimensions)  # type: ignore[arg-type]
     norm = RMSNorm(eps=eps, offset=1.0)
     spec = with_blocks(spec, "gemma", lambda block: Block(subs=tuple(Sub(pre=norm, op=sub.op) for sub in block.subs)))
-    stack = dataclasses.replace(spec.decoder, final_norm=norm)
+    stack = dataclasses.replace(spec.trunk, final_norm=norm)
     return dataclasses.replace(spec, embed=Embed(scale=dim**0.5), decoder=stack)
 
 

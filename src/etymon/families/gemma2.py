@@ -39,7 +39,7 @@ def build(
         new = with_attention(old, scale=scale, softcap=softcap)
         return Block(subs=tuple(Sub(pre=sub.pre, op=sub.op, branch=sub.pre) for sub in new.subs))
 
-    head = dataclasses.replace(spec.head, softcap=logit_softcap)
+    head = dataclasses.replace(spec.lm, softcap=logit_softcap)
     windows = [None if i % 2 else window for i in range(layers)]
     return with_windows(with_blocks(dataclasses.replace(spec, head=head), "gemma2", block), "gemma2", windows)
 
@@ -79,7 +79,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
         "attention_bias": attention.bias != "",
         "query_pre_attn_scalar": round(attention.scale**-2),
         "attn_logit_softcapping": attention.softcap,
-        "final_logit_softcapping": spec.head.softcap,
+        "final_logit_softcapping": spec.lm.softcap,
         "sliding_window": windows["sliding_window"],
         "layer_types": windows["layer_types"],
     }

@@ -22,7 +22,7 @@ def scaled(spec: ModelSpec, *, embed: float, residual: float, scores: float, log
         new = with_attention(old, scale=scores)
         return Block(subs=tuple(dataclasses.replace(sub, beta=residual) for sub in new.subs))
 
-    head = dataclasses.replace(spec.head, scale=1 / logits)
+    head = dataclasses.replace(spec.lm, scale=1 / logits)
     return with_blocks(dataclasses.replace(spec, embed=Embed(scale=embed), head=head), "granite", block)
 
 
@@ -65,7 +65,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
         "embedding_multiplier": spec.embed.scale,
         "residual_multiplier": attention.beta,
         "attention_multiplier": attention.op.scale,
-        "logits_scaling": 1 / spec.head.scale,
+        "logits_scaling": 1 / spec.lm.scale,
     }
 
 

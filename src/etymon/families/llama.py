@@ -15,7 +15,21 @@ from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
 from etymon.families.table import Names, table
 from etymon.families.weights import Rule
-from etymon.spec import LM, Attention, Block, Embed, Gated, ModelSpec, MoE, RMSNorm, Rope, RopeScaling, Stack, Sub
+from etymon.spec import (
+    LM,
+    Attention,
+    Block,
+    CrossAttention,
+    Embed,
+    Gated,
+    ModelSpec,
+    MoE,
+    RMSNorm,
+    Rope,
+    RopeScaling,
+    Stack,
+    Sub,
+)
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -96,7 +110,7 @@ def write_sizes(spec: ModelSpec) -> dict[str, Any]:
     """Write what `read_sizes` reads."""
     attention, ffn = (sub.op for sub in spec.trunk.blocks[0].subs)
     norm = spec.trunk.final_norm
-    assert isinstance(attention, Attention) and norm is not None and not isinstance(ffn, Attention)
+    assert isinstance(attention, Attention) and norm is not None and not isinstance(ffn, Attention | CrossAttention)
     expert = ffn.expert if isinstance(ffn, MoE) else ffn
     return {
         "vocab_size": spec.vocab,

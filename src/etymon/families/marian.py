@@ -6,19 +6,15 @@ positions are fixed sines (all of them, then all cosines), and one table embeds 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from etymon.families import bart
 from etymon.families.family import Family
 from etymon.families.reader import ConfigReader
-from etymon.spec import Embed, ModelSpec, Sinusoidal
+from etymon.spec import ModelSpec, Sinusoidal
 
-
-def build(*, name: str = "transformer", activation: str = "relu", start: int = 0, **dimensions: Any) -> ModelSpec:
-    """Return the spec of a Transformer of these dimensions, which are BART's."""
-    scale = dimensions.pop("scale", dimensions["dim"] ** 0.5)
-    embed = Embed(position=Sinusoidal(), scale=scale)
-    return bart.build(name=name, family="marian", activation=activation, start=start, embed=embed, **dimensions)
+build = partial(bart.build, family="marian", activation="relu", start=0, position=Sinusoidal(), embed_norm=None)
 
 
 def read(reader: ConfigReader) -> ModelSpec:
@@ -44,8 +40,8 @@ FAMILY = Family(
     architecture="MarianMTModel",
     build=build,
     sizes={
-        "transformer-base": _V | {"dim": 512, "layers": 6, "heads": 8},
-        "transformer-big": _V | {"dim": 1024, "layers": 6, "heads": 16},
+        "transformer-base": _V | {"dim": 512, "layers": 6, "heads": 8, "scale": 512**0.5},
+        "transformer-big": _V | {"dim": 1024, "layers": 6, "heads": 16, "scale": 32.0},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
     read=read,

@@ -73,7 +73,7 @@ def _affine(bias: bool) -> tuple[str, ...]:
 
 
 def _outer(spec: ModelSpec) -> dict[str, Slot]:
-    embed, head = spec.embed, spec.head
+    embed, head = spec.embed, spec.lm
     slots: dict[str, Slot] = {"embed.tokens": (("weight",), ())}
     if embed.projection is not None:
         slots["embed.projection"] = (_affine(embed.projection.bias), ())
