@@ -40,7 +40,7 @@ def build(
         return Block(subs=tuple(Sub(pre=norm, op=op) for op in ops))
 
     spec = with_blocks(spec, "stablelm", block)
-    return dataclasses.replace(spec, decoder=dataclasses.replace(spec.decoder, final_norm=norm))
+    return dataclasses.replace(spec, decoder=dataclasses.replace(spec.trunk, final_norm=norm))
 
 
 def read(reader: ConfigReader) -> ModelSpec:
@@ -67,7 +67,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
         "layer_norm_eps": sizes.pop("rms_norm_eps"),
         "rope_parameters": write_rope(attention.rope, attention.head_dim),
         "use_qkv_bias": attention.bias != "",
-        "use_parallel_residual": isinstance(spec.decoder.blocks[0].wiring, Parallel),
+        "use_parallel_residual": isinstance(spec.trunk.blocks[0].wiring, Parallel),
     }
 
 

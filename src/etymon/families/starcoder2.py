@@ -39,7 +39,7 @@ def build(
         return Block(subs=(Sub(pre=norm, op=attention.op), Sub(pre=norm, op=ffn)))
 
     spec = with_blocks(mistral.build(name=name, hidden=hidden, tied=tied, **dimensions), "starcoder2", block)
-    return dataclasses.replace(spec, decoder=dataclasses.replace(spec.decoder, final_norm=norm))
+    return dataclasses.replace(spec, decoder=dataclasses.replace(spec.trunk, final_norm=norm))
 
 
 def read(reader: ConfigReader) -> ModelSpec:
