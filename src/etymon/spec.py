@@ -74,6 +74,8 @@ class Learned:
     def __post_init__(self) -> None:
         if (self.from_padding or self.padding is not None) and not self.offset:
             raise ConfigError("learned positions from padding need an offset of at least 1: padding has position -1")
+        if self.from_padding and self.padding is not None:
+            raise ConfigError("learned positions count from the mask (from_padding) or by an id (padding), not both")
 
     @property
     def rows(self) -> int:
