@@ -73,16 +73,16 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    norm = spec.decoder.final_norm
+    norm = spec.trunk.final_norm
     assert norm is not None
     return {
         "vocab_size": spec.vocab,
         "hidden_size": spec.dim,
-        "n_layer": len(spec.decoder.blocks),
+        "n_layer": len(spec.trunk.blocks),
         "n_head": attention_of(spec).heads,
         "seq_length": spec.context,
         "layer_norm_epsilon": norm.eps,
-        "tie_word_embeddings": spec.head.tied,
+        "tie_word_embeddings": spec.tied,
     }
 
 

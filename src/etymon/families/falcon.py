@@ -111,19 +111,19 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 
 def _grouped(spec: ModelSpec) -> bool:
-    return attention_of(spec).kv_heads > 1 and isinstance(spec.decoder.blocks[0].wiring, Parallel)
+    return attention_of(spec).kv_heads > 1 and isinstance(spec.trunk.blocks[0].wiring, Parallel)
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    block, attention, norm = spec.decoder.blocks[0], attention_of(spec), spec.decoder.final_norm
+    block, attention, norm = spec.trunk.blocks[0], attention_of(spec), spec.trunk.final_norm
     ffn = block.subs[1].op
     assert isinstance(ffn, Dense) and norm is not None
     parallel = isinstance(block.wiring, Parallel)
     config = {
         "vocab_size": spec.vocab,
         "hidden_size": spec.dim,
-        "num_hidden_layers": len(spec.decoder.blocks),
+        "num_hidden_layers": len(spec.trunk.blocks),
         "num_attention_heads": attention.heads,
         "num_kv_heads": attention.kv_heads,
         "ffn_hidden_size": ffn.hidden,
@@ -135,7 +135,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
         "bias": attention.bias != "",
         "layer_norm_epsilon": norm.eps,
         "activation": ffn.activation,
-        "tie_word_embeddings": spec.head.tied,
+        "tie_word_embeddings": spec.tied,
     }
     if config["new_decoder_architecture"]:
         config["num_ln_in_parallel_attn"] = 1 if block.subs[0].pre is None else 2
@@ -160,7 +160,7 @@ TOP: Names = {
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order; query heads stand before the keys and values that they share."""
     attention = attention_of(spec)
-    parallel = isinstance(spec.decoder.blocks[0].wiring, Parallel)
+    parallel = isinstance(spec.trunk.blocks[0].wiring, Parallel)
     names = ("ln_attn", "ln_mlp") if parallel else ("input_layernorm", "post_attention_layernorm")
     group = attention.query_width // attention.kv_heads
     regroup = Regroup(attention.kv_heads, (group, attention.head_dim, attention.head_dim))

@@ -24,7 +24,7 @@ def build(*, name: str = "gpt1", vocab: int = 40478, context: int = 512, eps: fl
     norm = LayerNorm(eps=eps)
     spec = gpt2.build(name=name, vocab=vocab, context=context, eps=eps, **rest)
     spec = with_blocks(spec, "gpt1", lambda block: Block(subs=tuple(Sub(op=s.op, post=norm) for s in block.subs)))
-    return dataclasses.replace(spec, decoder=dataclasses.replace(spec.decoder, final_norm=None))
+    return dataclasses.replace(spec, decoder=dataclasses.replace(spec.trunk, final_norm=None))
 
 
 def read(reader: ConfigReader) -> ModelSpec:
@@ -49,8 +49,8 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    norm = spec.decoder.blocks[0].subs[0].post
-    published = gpt2.write(dataclasses.replace(spec, decoder=dataclasses.replace(spec.decoder, final_norm=norm)))
+    norm = spec.trunk.blocks[0].subs[0].post
+    published = gpt2.write(dataclasses.replace(spec, decoder=dataclasses.replace(spec.trunk, final_norm=norm)))
     activation = published.pop("activation_function")
     for key in ("n_inner", "scale_attn_by_inverse_layer_idx"):
         del published[key]

@@ -57,7 +57,7 @@ def read(reader: ConfigReader) -> ModelSpec:
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
     published = gpt2.write(spec)
-    windows = [sub.op.window for block in spec.decoder.blocks for sub in block.subs if isinstance(sub.op, Attention)]
+    windows = [sub.op.window for block in spec.trunk.blocks for sub in block.subs if isinstance(sub.op, Attention)]
     kinds = ["global" if window is None else "local" for window in windows]
     return {
         "vocab_size": spec.vocab,
@@ -70,7 +70,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
         "window_size": next((window for window in windows if window is not None), 256),
         "layer_norm_epsilon": published["layer_norm_epsilon"],
         "activation_function": published["activation_function"],
-        "tie_word_embeddings": spec.head.tied,
+        "tie_word_embeddings": spec.tied,
     }
 
 

@@ -100,7 +100,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
         "layer_norm_eps": sizes.pop("rms_norm_eps"),
         "rope_parameters": write_rope(attention.rope, attention.head_dim),
         "attention_bias": attention.bias != "",
-        "use_parallel_residual": isinstance(spec.decoder.blocks[0].wiring, Parallel),
+        "use_parallel_residual": isinstance(spec.trunk.blocks[0].wiring, Parallel),
     }
 
 

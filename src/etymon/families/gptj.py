@@ -76,20 +76,20 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    attention, ffn = (sub.op for sub in spec.decoder.blocks[0].subs)
-    norm = spec.decoder.final_norm
+    attention, ffn = (sub.op for sub in spec.trunk.blocks[0].subs)
+    norm = spec.trunk.final_norm
     assert isinstance(attention, Attention) and isinstance(ffn, Dense) and norm is not None and attention.rope
     return {
         "vocab_size": spec.vocab,
         "n_embd": spec.dim,
-        "n_layer": len(spec.decoder.blocks),
+        "n_layer": len(spec.trunk.blocks),
         "n_head": attention.heads,
         "n_inner": ffn.hidden,
         "n_positions": spec.context,
         "rotary_dim": attention.rope.dim,
         "layer_norm_epsilon": norm.eps,
         "activation_function": {"gelu_tanh": "gelu_new"}.get(ffn.activation, ffn.activation),
-        "tie_word_embeddings": spec.head.tied,
+        "tie_word_embeddings": spec.tied,
     }
 
 

@@ -94,12 +94,12 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    attention, ffn, norm = attention_of(spec), spec.decoder.blocks[0].subs[1].op, spec.decoder.final_norm
+    attention, ffn, norm = attention_of(spec), spec.trunk.blocks[0].subs[1].op, spec.trunk.final_norm
     assert isinstance(ffn, Dense) and norm is not None and attention.scores is not None
     return {
         "vocab_size": spec.vocab,
         "d_model": spec.dim,
-        "n_layers": len(spec.decoder.blocks),
+        "n_layers": len(spec.trunk.blocks),
         "n_heads": attention.heads,
         "max_seq_len": spec.context,
         "expansion_ratio": ffn.hidden // spec.dim,
@@ -111,7 +111,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
             "clip_qkv": attention.clip,
             "softmax_scale": attention.scale,
         },
-        "tie_word_embeddings": spec.head.tied,
+        "tie_word_embeddings": spec.tied,
     }
 
 

@@ -77,23 +77,23 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    attention, (mixer, ffn) = attention_of(spec), spec.decoder.blocks[0].subs
+    attention, (mixer, ffn) = attention_of(spec), spec.trunk.blocks[0].subs
     norm = mixer.pre or mixer.post
     assert isinstance(ffn.op, Dense) and isinstance(norm, LayerNorm)
     return {
         "vocab_size": spec.vocab,
         "hidden_size": spec.dim,
-        "num_hidden_layers": len(spec.decoder.blocks),
+        "num_hidden_layers": len(spec.trunk.blocks),
         "num_attention_heads": attention.heads,
         "ffn_dim": ffn.op.hidden,
         "max_position_embeddings": spec.context,
         "word_embed_proj_dim": spec.embed.projection.width if spec.embed.projection else spec.dim,
         "do_layer_norm_before": mixer.pre is not None,
-        "_remove_final_layer_norm": spec.decoder.final_norm is None,
+        "_remove_final_layer_norm": spec.trunk.final_norm is None,
         "activation_function": {"gelu_tanh": "gelu_new"}.get(ffn.op.activation, ffn.op.activation),
         "enable_bias": attention.bias != "",
         "layer_norm_elementwise_affine": norm.scale,
-        "tie_word_embeddings": spec.head.tied,
+        "tie_word_embeddings": spec.tied,
     }
 
 
