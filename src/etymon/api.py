@@ -39,7 +39,9 @@ def load(
 
 def load_tokenizer(directory: Path) -> Tokenizer | None:
     """Load the tokenizer of a checkpoint directory, or return None where it carries none."""
-    if not (directory / "tokenizer.json").exists():
+    from etymon.text.foreign import find_tokenizer_file
+
+    if find_tokenizer_file(directory) is None:
         return None
     from etymon.text.tokenizer import Tokenizer
 
