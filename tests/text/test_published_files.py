@@ -197,7 +197,8 @@ def test_damaged_sentencepiece_files_never_crash(tmp_path: Path) -> None:
         try:
             Tokenizer.load(tmp_path).encode("hello 你好")
         except TokenizerError as error:
-            assert "tokenizer.model" in str(error)
+            if "tokenizer.model" not in str(error):
+                raise
 
 
 # -- WordPiece --------------------------------------------------------------------------------------------------------
@@ -310,7 +311,7 @@ def test_bad_pairs(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text("{")
     refused("vocab.json is not valid JSON")
     (tmp_path / "merges.txt").unlink()
-    with pytest.raises(TokenizerError, match="merges.txt, which belongs to it, is missing"):
+    with pytest.raises(TokenizerError, match=r"merges\.txt, which belongs to it, is missing"):
         Tokenizer.load(tmp_path / "vocab.json")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "XLMTokenizer"}')
     with pytest.raises(TokenizerError, match="Moses"):

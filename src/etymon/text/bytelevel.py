@@ -44,7 +44,7 @@ def _roles(tokens: Mapping[str, Any] | set[str]) -> dict[str, str]:
     return {f"{role}_token": name for role, name in found.items() if name}
 
 
-def _byte_level(
+def byte_level(
     vocabulary: Mapping[str, int],
     merges: Sequence[Sequence[str]],
     added: Sequence[dict[str, Any]],
@@ -54,6 +54,10 @@ def _byte_level(
     compose: bool = False,
     ignore_merges: bool = False,
 ) -> dict[str, Any]:
+    """Return the content of a tokenizer.json that cuts text by `pattern` and merges bytes.
+
+    With `compose`, text is brought into NFC first; with `ignore_merges`, a piece that is a token is one at once.
+    """
     steps: list[dict[str, Any]] = [
         {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False},
         {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
@@ -130,7 +134,7 @@ def convert_pair(
     special = [token for token in _SPECIAL if token in vocabulary and token not in made]
     added = [added_token(vocabulary[t], t, lstrip=t in ("<mask>", "[MASK]")) for t in special]
     qwen = scheme == "Qwen2Tokenizer"
-    data = _byte_level(
+    data = byte_level(
         vocabulary,
         merges,
         added,
@@ -146,7 +150,7 @@ def _end_of_word(vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]])
     special = [token for token in ("<unk>", "<pad>", "<s>", "</s>") if token in vocabulary]
     if "<unk>" not in special:
         raise TokenizerError("vocab.json has words that end with '</w>' but no '<unk>'.")
-    data = _byte_level(vocabulary, merges, [added_token(vocabulary[t], t) for t in special], "")
+    data = byte_level(vocabulary, merges, [added_token(vocabulary[t], t) for t in special], "")
     data["normalizer"] = {
         "type": "BertNormalizer",
         "clean_text": True,
@@ -215,20 +219,21 @@ def convert_ranks(ranks: Mapping[bytes, int], settings: Mapping[str, Any]) -> Ru
     name = settings.get("tiktoken_pattern", known)
     if not isinstance(name, str):
         raise TokenizerError(
-            f"it holds {len(ranks)} ranks, which is no published file, and does not say how text is cut into words. Say "
-            f'it in tokenizer_config.json: "tiktoken_pattern", a regular expression or one of {", ".join(PATTERNS)}.'
+            f"it holds {len(ranks)} ranks, which is no published file, and does not say how text is cut into words. "
+            'Say it in tokenizer_config.json: "tiktoken_pattern", '
+            f"a regular expression or one of {', '.join(PATTERNS)}."
         )
     letters = {byte: letter for letter, byte in byte_alphabet().items()}
 
     def spelt(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
 
-    # Two neighbours merge when together they have a rank, the lowest first: wherever a token can be split, it is a merge.
+    # Two neighbours merge when together they have a rank, the lowest first: every way to split a token is a merge.
     best_first = sorted(ranks, key=ranks.__getitem__)
     merges = [[spelt(left), spelt(right)] for token in best_first for left, right in first_then(token, ranks)]
     declared = {int(id): item for id, item in (settings.get("added_tokens_decoder") or {}).items()}
     added = [] if declared else [added_token(len(ranks) + i, text) for i, text in enumerate(special)]
-    data = _byte_level(
+    data = byte_level(
         {spelt(token): rank for token, rank in ranks.items()},
         merges,
         added,

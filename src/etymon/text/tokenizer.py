@@ -223,6 +223,11 @@ class Tokenizer:
         return self.special.get(_content(self._settings.get(key)) or "")
 
     @property
+    def data(self) -> Mapping[str, Any]:
+        """The content of tokenizer.json."""
+        return self._data
+
+    @property
     def chat_template(self) -> str | None:
         """The Jinja source of the default chat template, None where there is none."""
         return self._templates.get("default")
