@@ -95,8 +95,10 @@ def _unpickled(path: Path) -> Any:
 
 
 @contextmanager
-def open_tensors(directory: Path) -> Iterator[TensorFiles]:
+def open_tensors(directory: Path, stem: str | None = None) -> Iterator[TensorFiles]:
     """Open the safetensors file or shards of `directory`, or, where there are none, those of torch.save.
+
+    With `stem`, the file is `stem`.safetensors or `stem`.bin instead.
 
     Raises CheckpointError for a missing, truncated or corrupted file, for an index that does not match its shards, and
     for a pickle that asks for anything but tensors.
@@ -114,10 +116,13 @@ def open_tensors(directory: Path) -> Iterator[TensorFiles]:
                     raise CheckpointError(f"{path}: tensor {name!r} is also in {files[name][0]}")
                 files[name] = (path, handle)
 
-        present = [name for name in (INDEX, SINGLE, PICKLED_INDEX, PICKLED_SINGLE) if (directory / name).exists()]
+        names = [INDEX, SINGLE, PICKLED_INDEX, PICKLED_SINGLE]
+        if stem is not None:
+            names = [f"{stem}.safetensors", f"{stem}.bin"]
+        present = [name for name in names if (directory / name).exists()]
         if not present:
-            raise CheckpointError(f"{directory}: neither {SINGLE} nor {INDEX} is there, nor {PICKLED_SINGLE}")
-        if present[0] in (SINGLE, PICKLED_SINGLE):
+            raise CheckpointError(f"{directory}: none of {', '.join(names)} is there")
+        if not present[0].endswith(".json"):
             add(directory / present[0])
         else:
             index = directory / present[0]
