@@ -53,12 +53,12 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    attention, ffn, norm = attention_of(spec), spec.decoder.blocks[0].subs[1].op, spec.decoder.final_norm
+    attention, ffn, norm = attention_of(spec), spec.trunk.blocks[0].subs[1].op, spec.trunk.final_norm
     assert attention.rope is not None and isinstance(ffn, Gated) and norm is not None
     return {
         "vocab_size": spec.vocab,
         "hidden_size": spec.dim,
-        "num_hidden_layers": len(spec.decoder.blocks),
+        "num_hidden_layers": len(spec.trunk.blocks),
         "num_attention_heads": attention.heads,
         "kv_channels": attention.head_dim,
         "intermediate_size": 2 * ffn.hidden,
@@ -67,7 +67,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
         "rotary_emb_base": attention.rope.base,
         "rotary_pct": 1.0,
         "no_bias": True,
-        "tie_word_embeddings": spec.head.tied,
+        "tie_word_embeddings": spec.tied,
     }
 
 

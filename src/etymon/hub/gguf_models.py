@@ -70,7 +70,7 @@ def _rows_together(tensor: Tensor, heads: int) -> Tensor:
 
 def _heads(published: str, spec: ModelSpec) -> int | None:
     """The number of heads whose rows a file holds in its own order, None for all other tensors."""
-    attention: Any = spec.decoder.blocks[0].subs[0].op
+    attention: Any = spec.trunk.blocks[0].subs[0].op
     return {"q_proj": attention.heads, "k_proj": attention.kv_heads}.get((published.split(".") + [""] * 5)[4])
 
 
@@ -148,6 +148,7 @@ def _read(reader: ConfigReader, file: GGUF, prefix: str) -> tuple[ModelSpec, Fam
     }
     family = family_of_model_type(ARCHITECTURE, str(file.path))
     published = ConfigReader(config, str(file.path))
+    assert family.read is not None
     spec = family.read(published)
     published.finish()
     return spec, family
@@ -219,6 +220,7 @@ def write(model: Model, path: Path, tokenizer: dict[str, Any], quantization: str
     if spec.family != ARCHITECTURE:
         raise ConfigError(f"GGUF files are written for models of the family {ARCHITECTURE!r}, not {spec.family!r}")
     family, state = family_named(spec.family), model.state_dict()
+    assert family.write is not None
     config = family.write(spec)
     if config["hidden_act"] != "silu":
         raise ConfigError(f"GGUF files have no place for the activation {config['hidden_act']!r}")
@@ -226,9 +228,10 @@ def write(model: Model, path: Path, tokenizer: dict[str, Any], quantization: str
 
     class Tensors:
         def __iter__(self) -> Iterator[tuple[str, Tensor, ggml.Storage]]:
-            rope: Any = spec.decoder.blocks[0].subs[0].op
+            rope: Any = spec.trunk.blocks[0].subs[0].op
             if isinstance(rope.rope.scaling, Llama3Scaling):
                 yield _FREQUENCIES, _divisors(rope.rope.scaling, rope.rope.base, rope.rope.dim), ggml.F32
+            assert family.weights is not None
             for rule in family.weights(spec):
                 for published, tensor in rule.write(state[rule.ours]).items():
                     heads = _heads(published, spec)
@@ -243,7 +246,7 @@ def _storage(published: str, tensor: Tensor, wanted: ggml.Storage, spec: ModelSp
         return ggml.F32
     if tensor.shape[-1] % wanted.values:
         return ggml.F16
-    head = "lm_head.weight" if not spec.head.tied else "model.embed_tokens.weight"
+    head = "lm_head.weight" if not spec.tied else "model.embed_tokens.weight"
     return ggml.Q8_0 if wanted is ggml.Q4_0 and published == head else wanted
 
 
@@ -261,7 +264,7 @@ def _metadata(spec: ModelSpec, config: dict[str, Any], file_type: int) -> dict[s
         "attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
         "rope.dimension_count": config["head_dim"],
     }
-    attention: Any = spec.decoder.blocks[0].subs[0].op
+    attention: Any = spec.trunk.blocks[0].subs[0].op
     rope: Rope = attention.rope
     values |= {"rope.freq_base": float(rope.base)} | _write_scaling(rope.scaling)
     general = {"architecture": ARCHITECTURE, "name": spec.name, "file_type": file_type, "quantization_version": 2}
