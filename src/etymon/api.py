@@ -9,7 +9,7 @@ import torch
 
 from etymon.errors import CheckpointError
 from etymon.files import atomic_directory
-from etymon.hub import load_model, locate, save_model
+from etymon.hub import load_model, locate, read_gguf_metadata, save_gguf, save_model
 from etymon.nn import Model, build
 
 if TYPE_CHECKING:
@@ -21,9 +21,11 @@ __all__ = ["build", "load", "load_tokenizer", "save"]
 def load(
     source: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> tuple[Model, Tokenizer | None]:
-    """Load a checkpoint directory (Hugging Face, etymon, or quantised) or hub id; `dtype` defaults to the stored one.
+    """Load a checkpoint directory (Hugging Face, etymon, or quantised), a GGUF file or a hub id.
 
-    The tokenizer is None where the directory carries none. Raises CheckpointError, ConfigError or TokenizerError that
+    `dtype` defaults to the stored one; what a GGUF file quantises is fp32 then.
+
+    The tokenizer is None where the checkpoint carries none. Raises CheckpointError, ConfigError or TokenizerError that
     names what is missing, damaged or not understood; a tokenizer with more ids than the model has is an error too.
     """
     directory = locate(source)
@@ -38,8 +40,14 @@ def load(
 
 
 def load_tokenizer(directory: Path) -> Tokenizer | None:
-    """Load the tokenizer of a checkpoint directory, or return None where it carries none."""
-    if not (directory / "tokenizer.json").exists():
+    """Load the tokenizer of a checkpoint directory or GGUF file, or return None where it carries none."""
+    if directory.is_file():
+        from etymon.text.gguf import read_tokenizer
+
+        return read_tokenizer(read_gguf_metadata(directory))
+    from etymon.text.foreign import find_tokenizer_file
+
+    if find_tokenizer_file(directory) is None:
         return None
     from etymon.text.tokenizer import Tokenizer
 
@@ -50,13 +58,21 @@ def save(
     model: Model,
     tokenizer: Tokenizer | None,
     path: str | Path,
-    format: Literal["hf", "etymon"] = "etymon",
+    format: Literal["hf", "etymon", "gguf"] = "etymon",
     max_shard_bytes: int = 5 << 30,
+    quantization: str = "f16",
 ) -> None:
     """Write a checkpoint directory: whole or not at all. "hf" is what transformers and its ecosystem load.
 
+    "gguf" is one file, for llama.cpp and its ecosystem, with `quantization` f32, f16, q8_0 or q4_0 of the matrices.
     Raises ConfigError when the format cannot hold the model (a quantised one as "hf").
     """
+    if format == "gguf":
+        from etymon.text.gguf import write_tokenizer
+
+        carried = {} if tokenizer is None else write_tokenizer(tokenizer, model.spec.vocab)
+        save_gguf(model, Path(path), carried, quantization)
+        return
     token_ids: dict[str, Any] = {}
     if tokenizer is not None:
         stops = sorted(tokenizer.stop_ids)

@@ -6,12 +6,14 @@ flag whose parameters hang loose. Every sublayer of every transformer is one for
 
     y = post(alpha * x + beta * branch(op(pre(x))))
 
-whose norm placements give pre-norm, post-norm, sandwich and DeepNorm blocks.
+whose norm placements give pre-norm, post-norm, sandwich and DeepNorm blocks. Blocks wire sublayers one after the
+other or side by side.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import reduce
@@ -25,21 +27,27 @@ from etymon.errors import ConfigError, suggest
 
 @dataclass(frozen=True, kw_only=True)
 class LayerNorm:
-    """Layer normalisation (Ba et al. 2016, arXiv:1607.06450) with a learned scale and, by default, a learned bias."""
+    """Layer normalisation (Ba et al. 2016, arXiv:1607.06450) with, by default, a learned scale and a learned bias."""
 
     eps: float = 1e-5
+    scale: bool = True
     bias: bool = True
+
+    def __post_init__(self) -> None:
+        if self.bias and not self.scale:
+            raise ConfigError("a LayerNorm without a scale has no bias either: set bias=False")
 
     def count(self, width: int) -> int:
         """Return the number of parameters at this width."""
-        return width * (2 if self.bias else 1)
+        return width * (self.scale + self.bias)
 
 
 @dataclass(frozen=True, kw_only=True)
 class RMSNorm:
-    """Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467)."""
+    """Root-mean-square normalisation (Zhang & Sennrich 2019, arXiv:1910.07467), scaled by `offset` + weight."""
 
     eps: float = 1e-6
+    offset: float = 0.0
 
     def count(self, width: int) -> int:
         """Return the number of parameters at this width."""
@@ -53,9 +61,32 @@ Norm = LayerNorm | RMSNorm
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """A table of `length` learned position vectors that are added to the token embeddings."""
+    """A table of learned vectors for positions 0..`length` - 1, added to the token embeddings.
+
+    The first `offset` rows of the table stand for no position. With `from_padding`, positions count the real tokens
+    of the attention mask, and padding has position -1, which needs an offset; with `padding`, those that are not this
+    id, whatever the mask.
+    """
 
     length: int
+    offset: int = 0
+    from_padding: bool = False
+    padding: int | None = None
+
+    def __post_init__(self) -> None:
+        if (self.from_padding or self.padding is not None) and not self.offset:
+            raise ConfigError("learned positions from padding need an offset of at least 1: padding has position -1")
+        if self.from_padding and self.padding is not None:
+            raise ConfigError("learned positions count from the mask (from_padding) or by an id (padding), not both")
+
+    @property
+    def rows(self) -> int:
+        """The rows of the table."""
+        return self.length + self.offset
+
+    def count(self, width: int) -> int:
+        """Return the number of parameters at this width."""
+        return self.rows * width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +117,51 @@ class YarnScaling:
     attention_factor: float | None = None
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling
+@dataclass(frozen=True, kw_only=True)
+class DynamicScaling:
+    """NTK-aware scaling (bloc97 2023): a base that grows with the input once that exceeds the original context."""
+
+    factor: float
+    original_context: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongRopeScaling:
+    """LongRoPE (Ding et al. 2024, arXiv:2402.13753): every frequency divided by a factor of its own, from `long` where
+    the input exceeds the original context, else from `short`; scores scaled by `attention_factor`."""
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original_context: int
+    attention_factor: float
+
+
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | DynamicScaling | LongRopeScaling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sinusoidal:
+    """Fixed positions (Vaswani et al. 2017, arXiv:1706.03762): the sines in the first half of the channels, the cosines
+    in the second."""
+
+    def count(self, width: int) -> int:
+        """Return the number of parameters at this width: none."""
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BucketBias:
+    """A learned number per head and bucket of distances, added to the scores of every self-attention of a stack (Raffel
+    et al. 2020, arXiv:1910.10683). Half of the buckets hold one distance each, the rest grow logarithmically up to
+    `max_distance`; where a stack sees both ways, each direction has half of them."""
+
+    buckets: int
+    max_distance: int
+    heads: int
+
+    def count(self) -> int:
+        """Return the number of parameters."""
+        return self.buckets * self.heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +176,28 @@ class Rope:
     scaling: RopeScaling | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class ALiBi:
+    """Scores lowered in proportion to distance (Press et al. 2022, arXiv:2108.12409), by slopes that fall
+    geometrically over the heads to 2 ** -`max_exponent`; all slopes are multiplied by `scale`."""
+
+    max_exponent: float = 8.0
+    scale: float = 1.0
+
+
 # -- operators --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class QKNorm:
+    """Queries and keys normalised before they meet, each `over` one "head" or the "width" of all heads together."""
+
+    norm: Norm
+    over: str = "head"
+
+    def __post_init__(self) -> None:
+        if self.over not in ("head", "width"):
+            raise ConfigError(f"qk_norm: over={self.over!r} must be 'head' or 'width'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +205,9 @@ class Attention:
     """Scaled dot-product attention with `heads` query heads over `kv_heads` shared key and value heads.
 
     `bias` names the projections that carry one: a subset of "qkvo" (q, k and v together or none). `window` lets
-    position i see j only when i - j < window. `scale` defaults to head_dim ** -0.5.
+    position i see j only when i - j < window. `scale` defaults to head_dim ** -0.5. `clip` clamps queries, keys and
+    values to [-clip, clip]; `softcap` bounds the scores smoothly, softcap * tanh(score / softcap); `scores` is what is
+    added to them.
     """
 
     name: ClassVar[str] = "attention"
@@ -118,9 +216,12 @@ class Attention:
     kv_heads: int
     bias: str = ""
     rope: Rope | None = None
-    qk_norm: Norm | None = None
+    scores: ALiBi | None = None
+    qk_norm: QKNorm | None = None
     scale: float | None = None
     window: int | None = None
+    clip: float | None = None
+    softcap: float | None = None
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.kv_heads < 1 or self.heads % self.kv_heads:
@@ -145,10 +246,46 @@ class Attention:
         qkv = self.query_width + 2 * self.kv_width
         total = dim * qkv + self.query_width * dim
         total += (qkv if "q" in self.bias else 0) + (dim if "o" in self.bias else 0)
-        return total + (2 * self.qk_norm.count(self.head_dim) if self.qk_norm else 0)
+        if self.qk_norm is not None:
+            widths = (self.head_dim,) * 2 if self.qk_norm.over == "head" else (self.query_width, self.kv_width)
+            total += sum(self.qk_norm.norm.count(width) for width in widths)
+        return total
 
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu")
+@dataclass(frozen=True, kw_only=True)
+class CrossAttention:
+    """Attention from the decoder's tokens to all that the encoder made; fields as in `Attention`."""
+
+    name: ClassVar[str] = "cross"
+    heads: int
+    head_dim: int
+    kv_heads: int
+    bias: str = ""
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.heads < 1 or self.kv_heads < 1 or self.heads % self.kv_heads:
+            raise ConfigError(f"cross: heads={self.heads} must be a positive multiple of kv_heads={self.kv_heads}")
+        if self.bias not in ("", "o", "qkv", "qkvo"):
+            raise ConfigError(f"cross: bias={self.bias!r} must be one of '', 'o', 'qkv', 'qkvo'")
+
+    @property
+    def query_width(self) -> int:
+        """The width of all query heads together."""
+        return self.heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """The width of all key heads together; values have the same."""
+        return self.kv_heads * self.head_dim
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters on residual streams of width `dim`."""
+        qkv = self.query_width + 2 * self.kv_width
+        return dim * (qkv + self.query_width) + (qkv if "q" in self.bias else 0) + (dim if "o" in self.bias else 0)
+
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu", "tanh")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +325,53 @@ class Gated:
 def _check_activation(name: str, known: tuple[str, ...] = ACTIVATIONS) -> None:
     if name not in known:
         raise ConfigError(f"unknown activation {name!r}; known: {', '.join(known)}.{suggest(name, known)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopK:
+    """Each token goes to the `k` experts of highest probability under a softmax over all of them, weighted by those
+    probabilities, which `renormalise` makes sum to one (Shazeer et al. 2017, arXiv:1701.06538)."""
+
+    k: int
+    renormalise: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shared:
+    """An expert that sees every token; `gated` multiplies its output by sigmoid of a learned product with the input."""
+
+    op: Dense | Gated
+    gated: bool = False
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters on a residual stream of width `dim`."""
+        return self.op.count(dim) + (dim if self.gated else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoE:
+    """A mixture of `experts` equal feed-forward layers without biases, to which a linear `router` sends each token."""
+
+    name: ClassVar[str] = "ffn"
+    experts: int
+    expert: Dense | Gated
+    router: TopK
+    shared: Shared | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.router.k <= self.experts:
+            raise ConfigError(f"mixture: k={self.router.k} must lie between 1 and experts={self.experts}")
+        if self.expert.bias:
+            raise ConfigError("mixture: experts have no biases; set bias=False")
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters on a residual stream of width `dim`."""
+        shared = self.shared.count(dim) if self.shared else 0
+        return dim * self.experts + self.experts * self.expert.count(dim) + shared
+
+    def idle(self, dim: int) -> int:
+        """Return the number of parameters that one token does not use."""
+        return (self.experts - self.router.k) * self.expert.count(dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,7 +537,21 @@ class ChannelMix:
         return 2 * dim * self.hidden + dim * dim + 2 * dim
 
 
-Op = Attention | Dense | Gated | Elman | LSTM | GRU | Window | SelectiveSSM | DualSSM | TimeMix | ChannelMix
+Op = (
+    Attention
+    | CrossAttention
+    | Dense
+    | Gated
+    | MoE
+    | Elman
+    | LSTM
+    | GRU
+    | Window
+    | SelectiveSSM
+    | DualSSM
+    | TimeMix
+    | ChannelMix
+)
 
 # -- blocks, stacks, the model ----------------------------------------------------------------------------------------
 
@@ -387,10 +585,31 @@ class Sub:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sequential:
+    """Each sublayer reads what the one before it wrote."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel:
+    """All sublayers read the block's input, after the norm `pre` that they share, and their results are added to it
+    (Wang & Komatsuzaki 2021, GPT-J)."""
+
+    pre: Norm | None = None
+
+
+Wiring = Sequential | Parallel
+
+
+@dataclass(frozen=True, kw_only=True)
 class Block:
-    """Sublayers applied one after the other."""
+    """Sublayers and how they are wired."""
 
     subs: tuple[Sub, ...]
+    wiring: Wiring = field(default_factory=Sequential)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.wiring, Parallel) and any(sub.post or sub.alpha != 1.0 for sub in self.subs):
+            raise ConfigError("parallel sublayers have no stream of their own: post must be None and alpha 1")
 
     def width(self, dim: int) -> int:
         """The width of the stream behind it."""
@@ -398,8 +617,18 @@ class Block:
 
     def count(self, dim: int) -> int:
         """Return the number of parameters on a residual stream of width `dim`."""
-        widths = accumulate(self.subs, lambda width, sub: sub.width(width), initial=dim)
-        return sum(sub.count(width) for sub, width in zip(self.subs, widths, strict=False))
+        shared = self.wiring.pre.count(dim) if isinstance(self.wiring, Parallel) and self.wiring.pre else 0
+        return shared + sum(sub.count(width) for sub, width in self._widths(dim))
+
+    def idle(self, dim: int) -> int:
+        """Return the number of parameters that one token does not use."""
+        return sum(sub.op.idle(width) for sub, width in self._widths(dim) if isinstance(sub.op, MoE))
+
+    def _widths(self, dim: int) -> Iterator[tuple[Sub, int]]:
+        """Yield the sublayers, each with the width of the stream before it."""
+        for sub in self.subs:
+            yield sub, dim
+            dim = sub.width(dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -417,11 +646,28 @@ Visibility = Causal | Bidirectional
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """Blocks on one residual stream, who sees whom in them, and the norm that ends them."""
+    """Blocks on one residual stream, who sees whom in them, and the norm that ends them.
+
+    `repeats` applies the whole row of blocks so many times, each time with the same weights. `relative` is shared by
+    all self-attentions.
+    """
 
     blocks: tuple[Block, ...]
     final_norm: Norm | None
     visibility: Visibility = field(default_factory=Causal)
+    repeats: int = 1
+    relative: BucketBias | None = None
+
+    @property
+    def depth(self) -> int:
+        """How many blocks a token passes through."""
+        return len(self.blocks) * self.repeats
+
+    def subs(self) -> Iterator[Sub]:
+        """Yield the sublayers in the order in which a token passes through them."""
+        for _ in range(self.repeats):
+            for block in self.blocks:
+                yield from block.subs
 
     def widths(self, dim: int) -> list[int]:
         """The widths of the stream before every block and at the end."""
@@ -430,35 +676,151 @@ class Stack:
     def count(self, dim: int) -> int:
         """Return the number of parameters on a residual stream of width `dim`."""
         *before, end = self.widths(dim)
-        counts = {(block, width): block.count(width) for block, width in set(zip(self.blocks, before, strict=True))}
-        total = sum(counts[key] for key in zip(self.blocks, before, strict=True))
+        placed = Counter(zip(self.blocks, before, strict=True))
+        total = sum(n * block.count(width) for (block, width), n in placed.items())
+        total += self.relative.count() if self.relative else 0
         return total + (self.final_norm.count(end) if self.final_norm else 0)
+
+    def idle(self, dim: int) -> int:
+        """Return the number of parameters that one token does not use."""
+        placed = Counter(zip(self.blocks, self.widths(dim)[:-1], strict=True))
+        return sum(n * block.idle(width) for (block, width), n in placed.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """A linear map between token vectors of a `width` of their own and the residual stream."""
+
+    width: int
+    bias: bool = False
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters of the map."""
+        return self.width * dim + (dim if self.bias else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Factorised:
+    """Token, position and segment vectors of a `width` of their own, whose sum is normalised and then brought to the
+    stream by a linear map (Lan et al. 2019, arXiv:1909.11942)."""
+
+    width: int
+    bias: bool = True
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters of the map."""
+        return self.width * dim + (dim if self.bias else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embed:
-    """norm(scale * token + position)."""
+    """norm(scale * token + position + segment). Token vectors of a width of their own are projected before anything is
+    added (`Projection`), or the whole sum is (`Factorised`).
 
-    position: Learned | None = None
+    `segments` is the number of segment vectors, one of which is added to every token (0: none).
+    """
+
+    position: Learned | Sinusoidal | None = None
     scale: float = 1.0
+    segments: int = 0
     norm: Norm | None = None
+    projection: Projection | Factorised | None = None
+
+    def width(self, dim: int) -> int:
+        """Return the width of the token vectors on a residual stream of width `dim`."""
+        return self.projection.width if self.projection else dim
 
     def count(self, vocab: int, dim: int) -> int:
-        """Return the number of parameters."""
-        added = (self.position.length * dim if self.position else 0) + (self.norm.count(dim) if self.norm else 0)
-        return vocab * dim + added
+        """Return the number of parameters (`vocab` 0: the token vectors are counted elsewhere)."""
+        width = self.width(dim)
+        total = vocab * width + (self.projection.count(dim) if self.projection else 0)
+        width = width if isinstance(self.projection, Factorised) else dim
+        total += self.segments * width + (self.position.count(width) if self.position else 0)
+        return total + (self.norm.count(width) if self.norm else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transform:
+    """norm(act(x W + b)) to `width` channels, before the vocabulary."""
+
+    width: int
+    activation: str
+    norm: Norm | None
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        _check_activation(self.activation)
+
+    def count(self, dim: int) -> int:
+        """Return the number of parameters on a residual stream of width `dim`."""
+        total = dim * self.width + (self.width if self.bias else 0)
+        return total + (self.norm.count(self.width) if self.norm else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LM:
-    """Logits over the vocabulary; `tied` heads share the token embedding."""
+    """Logits over the vocabulary; `tied` heads share the token embedding. `projection` brings the stream to the width
+    of the head, `scale` multiplies the logits, `softcap` bounds them smoothly, and `normalised` rows have length 1."""
 
     tied: bool
     bias: bool = False
+    scale: float = 1.0
+    softcap: float | None = None
+    normalised: bool = False
+    projection: Projection | Transform | None = None
 
     def count(self, vocab: int, dim: int) -> int:
         """Return the number of parameters that are not shared with the embedding."""
-        return (0 if self.tied else vocab * dim) + (vocab if self.bias else 0)
+        total = vocab if self.bias else 0
+        if self.projection is not None:
+            total += dim * self.projection.width + (self.projection.width if self.projection.bias else 0)
+            if isinstance(self.projection, Transform) and self.projection.norm:
+                total += self.projection.norm.count(self.projection.width)
+            dim = self.projection.width
+        return total + (0 if self.tied else vocab * dim)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Discriminator:
+    """One logit per token, of act(dense(x)): was this token replaced? (Clark et al. 2020, arXiv:2003.10555)"""
+
+    activation: str
+
+    def __post_init__(self) -> None:
+        _check_activation(self.activation)
+
+    def count(self, vocab: int, dim: int) -> int:
+        """Return the number of parameters."""
+        return dim * dim + dim + dim + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classify:
+    """Logits over `classes` of act(dense(x)) at the first token."""
+
+    classes: int
+    activation: str = "tanh"
+
+    def __post_init__(self) -> None:
+        _check_activation(self.activation)
+
+    def count(self, vocab: int, dim: int) -> int:
+        """Return the number of parameters."""
+        return dim * dim + dim + self.classes * (dim + 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hidden:
+    """No head: the last hidden states are what is wanted, with act(dense(first token)) beside them where it is set."""
+
+    pooler: str | None = None
+
+    def count(self, vocab: int, dim: int) -> int:
+        """Return the number of parameters."""
+        return dim * dim + dim if self.pooler else 0
+
+
+Head = LM | Discriminator | Classify | Hidden
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -472,7 +834,12 @@ class Count:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A language model. `family` names the file that knows its published formats; `context` is its longest input."""
+    """A language model. `family` names the file that knows its published formats; `context` is its longest input.
+
+    At least one of `encoder` and `decoder` is there. With both, the decoder's cross-attention sees what the encoder
+    made; `encoder_embed` then says how the source enters (through the same token vectors), and `start` is the id with
+    which the decoder begins.
+    """
 
     name: str
     family: str
@@ -480,41 +847,85 @@ class ModelSpec:
     dim: int
     context: int
     embed: Embed
-    decoder: Stack
-    head: LM
+    head: Head
+    encoder: Stack | None = None
+    decoder: Stack | None = None
+    encoder_embed: Embed | None = None
+    start: int | None = None
 
     def __post_init__(self) -> None:
         for key in ("vocab", "dim", "context"):
             if getattr(self, key) < 1:
                 raise ConfigError(f"{self.name}: {key}={getattr(self, key)} must be at least 1")
-        if not self.decoder.blocks:
+        if not self.stacks:
+            raise ConfigError(f"{self.name}: neither an encoder nor a decoder is there")
+        if not all(stack.blocks for stack in self.stacks):
             raise ConfigError(f"{self.name}: a stack needs at least one block")
-        if self.width != self.dim and self.head.tied:
-            raise ConfigError(f"{self.name}: a tied head needs a stream of {self.dim} channels, not {self.width}")
+        if (self.encoder_embed is not None) != (len(self.stacks) == 2):
+            raise ConfigError(f"{self.name}: encoder_embed belongs to models with an encoder and a decoder")
+        crosses = any(isinstance(sub.op, CrossAttention) for block in set(self.trunk.blocks) for sub in block.subs)
+        if crosses != (len(self.stacks) == 2):
+            raise ConfigError(f"{self.name}: cross-attention belongs to the decoder of models with an encoder")
+        subs = [sub for stack in self.stacks for block in set(stack.blocks) for sub in block.subs]
+        if len(self.stacks) == 2 and any(sub.width(self.dim) != self.dim for sub in subs):
+            raise ConfigError(f"{self.name}: the streams of an encoder and its decoder keep {self.dim} channels")
+        if any(stack.repeats > 1 and stack.widths(self.dim)[-1] != self.dim for stack in self.stacks):
+            raise ConfigError(f"{self.name}: a stack that repeats must end as wide as it begins, {self.dim}")
+        embedded, read = self.embed.width(self.dim), self.width
+        if isinstance(self.head, LM) and self.head.projection:
+            read = self.head.projection.width
+        if self.tied and embedded != read:
+            raise ConfigError(f"{self.name}: a tied head needs a stream of {embedded} channels, not {read}")
+
+    @property
+    def stacks(self) -> tuple[Stack, ...]:
+        """The encoder and the decoder, those that are there."""
+        return tuple(stack for stack in (self.encoder, self.decoder) if stack is not None)
+
+    @property
+    def trunk(self) -> Stack:
+        """The stack whose result the head reads: the decoder, or the encoder where there is none."""
+        return self.stacks[-1]
 
     @property
     def width(self) -> int:
         """The width of the stream that the head reads, which recurrent layers may have changed."""
-        return self.decoder.widths(self.dim)[-1]
+        return self.trunk.widths(self.dim)[-1]
+
+    @property
+    def tied(self) -> bool:
+        """Whether the head shares the token embedding."""
+        return isinstance(self.head, LM) and self.head.tied
+
+    @property
+    def lm(self) -> LM:
+        """The head of a model that has logits over the vocabulary."""
+        assert isinstance(self.head, LM), f"{self.name} has no language-model head"
+        return self.head
 
     def count(self) -> Count:
         """Return the exact numbers of parameters, without building anything."""
         embed, head = self.embed.count(self.vocab, self.dim), self.head.count(self.vocab, self.width)
-        body = self.decoder.count(self.dim)
+        if self.encoder_embed is not None:
+            embed += self.encoder_embed.count(0, self.dim)
+        body = sum(stack.count(self.dim) for stack in self.stacks)
         total = embed + head + body
-        return Count(total=total, non_embedding=body, active=total)
+        return Count(total=total, non_embedding=body, active=total - sum(stack.idle(self.dim) for stack in self.stacks))
 
     def flops_per_token(self, context: int) -> int:
         """Return forward + backward model FLOPs per token at this context: 6 per weight used in a matmul, plus
-        12 * query_width * context / 2 per causal attention layer for scores and mixing (PaLM, arXiv:2204.02311, B)."""
-        weights = self.decoder.count(self.dim) + self.vocab * self.width
-        attention = sum(
-            6 * sub.op.query_width * min(context, sub.op.window or context)
-            for block in self.decoder.blocks
-            for sub in block.subs
-            if isinstance(sub.op, Attention)
-        )
-        return 6 * weights + attention
+        12 * query_width * context per attention layer for scores and mixing, half of that where it is causal (PaLM,
+        arXiv:2204.02311, B). With an encoder and a decoder: of one token in each."""
+        total = 6 * self.vocab * self.width
+        for stack in self.stacks:
+            total += 6 * stack.repeats * (stack.count(self.dim) - stack.idle(self.dim))
+            causal = isinstance(stack.visibility, Causal)
+            for sub in stack.subs():
+                if isinstance(sub.op, Attention):
+                    total += (6 if causal else 12) * sub.op.query_width * min(context, sub.op.window or context)
+                elif isinstance(sub.op, CrossAttention):
+                    total += 12 * sub.op.query_width * context
+        return total
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; runs of equal blocks are stored once, with their length."""
@@ -552,9 +963,12 @@ def diff(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
 _TYPES = {
     cls.__name__: cls
     for cls in (
-        *(LayerNorm, RMSNorm, Learned, LinearScaling, Llama3Scaling, YarnScaling, Rope),
-        *(Attention, Dense, Gated, Elman, LSTM, GRU, Window, SelectiveSSM, DualSSM, TimeMix, ChannelMix),
-        *(Sub, Block, Causal, Bidirectional, Stack, Embed, LM, ModelSpec),
+        *(LayerNorm, RMSNorm, Learned, Sinusoidal, Rope, ALiBi, QKNorm, BucketBias),
+        *(LinearScaling, Llama3Scaling, YarnScaling, DynamicScaling, LongRopeScaling),
+        *(Attention, CrossAttention, Dense, Gated, TopK, Shared, MoE, Elman, LSTM, GRU, Window),
+        *(SelectiveSSM, DualSSM, TimeMix, ChannelMix, Sub, Sequential, Parallel, Block, Causal),
+        *(Bidirectional, Stack, Projection, Factorised, Embed, Transform, LM, Discriminator, Classify, Hidden),
+        ModelSpec,
     )
 }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,15 +75,17 @@ REFERENCES = [
     Reference("gpt2-by-depth", _gpt2(scale_attn_by_inverse_layer_idx=True), learned_positions=True),
 ]
 
-from references_recurrent import REFERENCES as RECURRENT  # noqa: E402  (which needs Reference)
-
-REFERENCES += RECURRENT
+for _file in sorted(Path(__file__).parent.glob("references_*.py")):
+    REFERENCES += importlib.import_module(_file.stem).REFERENCES
 
 
 def randomised(reference: Reference, seed: int = 0) -> Any:
     """The reference model with every parameter random: fresh norms (ones) and biases (zeros) would hide faults."""
     torch.manual_seed(seed)
     model = reference.make().eval()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Embedding):
+            module.padding_idx = None  # which would only take away the gradient of one row
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             is_norm = parameter.dim() == 1 and ("norm" in name or "ln_" in name) and name.endswith("weight")

@@ -98,7 +98,9 @@ def test_byte_level_round_trip(text: str) -> None:
 def test_byte_fallback_round_trip(text: str) -> None:
     for scheme in ("legacy", "first"):
         tokenizer = like_llama2(scheme)
-        assert tokenizer.decode(tokenizer.encode(text)) == text
+        # "first" gives " a" and "a" the same ids: a text's own leading space stands in for the one that is added
+        expected = text.removeprefix(" ") if scheme == "first" else text
+        assert tokenizer.decode(tokenizer.encode(text)) == expected
 
 
 def test_decode_agrees_with_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None:

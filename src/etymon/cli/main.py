@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from etymon import __version__
-from etymon.cli import chat, data, evaluate, models, quantize, report, run, serve, tokenizer, train
+from etymon.cli import chat, convert, data, evaluate, models, quantize, report, run, serve, tokenizer, train
 from etymon.errors import EtymonError
 
 HELP = """One system for the whole life of a language model.
@@ -43,6 +43,7 @@ app.add_typer(tokenizer.app, name="tokenizer")
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("quantize")(quantize.quantize)
+app.command("convert")(convert.convert)
 app.command("serve")(serve.serve)
 app.command("chat")(chat.chat)
 app.command("report")(report.report)

@@ -11,7 +11,7 @@ import typer
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from etymon.spec import ModelSpec
+    from etymon.spec import ModelSpec, Stack
 
 app = typer.Typer(no_args_is_help=True, help="Families, published sizes, and what a model is made of.")
 DTYPES = (("fp32", 4), ("bf16", 2), ("int8", 1))
@@ -33,7 +33,7 @@ def list_models() -> None:
     for family in families().values():
         for i, size in enumerate(family.sizes):
             spec = family.spec(size)
-            shape = (f"{spec.context:,}", str(len(spec.decoder.blocks)), str(spec.dim))
+            shape = (f"{spec.context:,}", str(len(spec.trunk.blocks)), str(spec.dim))
             table.add_row("" if i else family.title, size, wording.count(spec.count().total), *shape)
     Console(highlight=False).print(table)
 
@@ -73,7 +73,8 @@ def _state_numbers(spec: ModelSpec) -> tuple[int, int]:
     from etymon.spec import GRU, LSTM, Attention, ChannelMix, DualSSM, Elman, SelectiveSSM, TimeMix, Window
 
     per_token = fixed = 0
-    for op in (sub.op for block in spec.decoder.blocks for sub in block.subs):
+    for sub in spec.decoder.subs() if spec.decoder else ():
+        op = sub.op
         match op:
             case Attention():
                 per_token += 2 * op.kv_width
@@ -120,24 +121,35 @@ def _tree(spec: ModelSpec) -> Tree:
     tree = Tree(f"[bold]{spec.name}[/bold]  {spec.family}, vocabulary {spec.vocab:,}, width {spec.dim:,}, "
                 f"context {spec.context:,}")  # fmt: skip
     tree.add(f"embed  {_value(spec.embed)}")
-    stack = tree.add(f"decoder  {_value(spec.decoder.visibility)}")
-    blocks = spec.decoder.blocks
+    if spec.encoder_embed is not None:
+        tree.add(f"encoder embed  {_value(spec.encoder_embed)}")
+    for name, stack in (("encoder", spec.encoder), ("decoder", spec.decoder)):
+        if stack is not None:
+            _add_stack(tree, name, stack, spec.dim)
+    tree.add(f"head  {_value(spec.head)}")
+    return tree
+
+
+def _add_stack(tree: Tree, name: str, stack: Stack, dim: int) -> None:
+    again = "" if stack.repeats == 1 else f", {stack.repeats} times with the same weights"
+    shown = tree.add(f"{name}  {_value(stack.visibility)}{again}")
+    if stack.relative is not None:
+        shown.add(f"relative  {_value(stack.relative)}")
+    blocks = stack.blocks
     start = 0
     while start < len(blocks):
         stop = start
         while stop < len(blocks) and blocks[stop] == blocks[start]:
             stop += 1
-        repeated = stack.add(f"{stop - start} × block, {blocks[start].count(spec.dim):,} parameters each")
+        repeated = shown.add(f"{stop - start} × block, {blocks[start].count(dim):,} parameters each")
         for sub in blocks[start].subs:
             branch = repeated.add(f"{sub.op.name}  {_value(sub.op)}")
             for place in ("pre", "branch", "post"):
                 if (norm := getattr(sub, place)) is not None:
                     branch.add(f"{place}  {_value(norm)}")
         start = stop
-    if spec.decoder.final_norm is not None:
-        stack.add(f"final norm  {_value(spec.decoder.final_norm)}")
-    tree.add(f"head  {_value(spec.head)}")
-    return tree
+    if stack.final_norm is not None:
+        shown.add(f"final norm  {_value(stack.final_norm)}")
 
 
 def _value(value: Any) -> str:

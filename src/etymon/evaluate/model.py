@@ -15,7 +15,7 @@ def describe(model: Model) -> dict[str, Any]:
         "name": spec.name,
         "family": spec.family,
         "parameters": asdict(spec.count()),
-        "layers": len(spec.decoder.blocks),
+        "layers": spec.trunk.depth,
         "dim": spec.dim,
         "vocab": spec.vocab,
         "context": spec.context,

@@ -17,29 +17,47 @@ from etymon.families.weights import Rule
 from etymon.spec import ModelSpec
 
 
+def extends(parent: Callable[..., ModelSpec]) -> Callable[[Callable[..., ModelSpec]], Callable[..., ModelSpec]]:
+    """Decorate a `build` whose `**dimensions` go to `parent`, so that its signature lists those of both."""
+
+    def decorate(build: Callable[..., ModelSpec]) -> Callable[..., ModelSpec]:
+        own = inspect.signature(build)
+        parameters = {n: p for n, p in own.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+        merged = dict(inspect.signature(parent).parameters) | parameters
+        build.__signature__ = own.replace(parameters=list(merged.values()))  # type: ignore[attr-defined]
+        return build
+
+    return decorate
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """A family of published models.
 
     `build(name=..., **dimensions)` makes a spec; `sizes` are the dimensions of its published models and `tiny` those
     of a model for tests. `read` and `write` translate `config.json`, `weights` lists the tensors; `prefix` may be
-    missing from published names, and names matching `skipped` are buffers that carry no weight.
+    missing from published names; names matching `skipped` that no rule wants are buffers, or parts that this model does
+    missing from published names; names matching `skipped` that no rule wants are buffers, or parts that this model does
+    without; `copies` may be there but must equal the token embedding; `renamed` replaces patterns in older names. A
+    family that was never published has no format; one published as another family's (Galactica as OPT) has no `read`.
     """
 
     name: str
     title: str
     paper: str
-    model_type: str
-    architecture: str
+    model_type: str = ""
+    architecture: str = ""
     build: Callable[..., ModelSpec]
     sizes: dict[str, dict[str, Any]]
     tiny: dict[str, Any]
-    read: Callable[[ConfigReader], ModelSpec]
-    write: Callable[[ModelSpec], dict[str, Any]]
-    weights: Callable[[ModelSpec], Iterable[Rule]]
+    read: Callable[[ConfigReader], ModelSpec] | None = None
+    write: Callable[[ModelSpec], dict[str, Any]] | None = None
+    weights: Callable[[ModelSpec], Iterable[Rule]] | None = None
     head_name: str = "lm_head.weight"
     prefix: str = ""
     skipped: tuple[str, ...] = field(default=())
+    copies: tuple[str, ...] = ()
+    renamed: dict[str, str] = field(default_factory=dict)
 
     def spec(self, size: str | None = None, **dimensions: Any) -> ModelSpec:
         """Return the spec of a published size, of free dimensions, or of a size with some of them changed.
@@ -81,7 +99,7 @@ def family_named(name: str) -> Family:
 
 def family_of_model_type(model_type: str, where: str) -> Family:
     """Return the family that reads configs of this `model_type`. Raises ConfigError that names the nearest one."""
-    known = {family.model_type: family for family in families().values()}
+    known = {family.model_type: family for family in families().values() if family.read is not None}
     if model_type not in known:
         listing = ", ".join(known)
         raise ConfigError(

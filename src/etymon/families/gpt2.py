@@ -88,20 +88,20 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    attention, ffn = (sub.op for sub in spec.decoder.blocks[0].subs)
-    norm = spec.decoder.final_norm
+    attention, ffn = (sub.op for sub in spec.trunk.blocks[0].subs)
+    norm = spec.trunk.final_norm
     assert isinstance(attention, Attention) and isinstance(ffn, Dense) and isinstance(norm, LayerNorm)
     return {
         "vocab_size": spec.vocab,
         "n_embd": spec.dim,
-        "n_layer": len(spec.decoder.blocks),
+        "n_layer": len(spec.trunk.blocks),
         "n_head": attention.heads,
         "n_positions": spec.context,
         "n_inner": ffn.hidden,
         "layer_norm_epsilon": norm.eps,
         "activation_function": {"gelu_tanh": "gelu_new"}.get(ffn.activation, ffn.activation),
         "scale_attn_by_inverse_layer_idx": attention.scale is not None,
-        "tie_word_embeddings": spec.head.tied,
+        "tie_word_embeddings": spec.tied,
     }
 
 
@@ -109,7 +109,7 @@ def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
     yield Rule("embed.tokens.weight", ("transformer.wte.weight",))
     yield Rule("embed.positions.weight", ("transformer.wpe.weight",))
-    for i in range(len(spec.decoder.blocks)):
+    for i in range(len(spec.trunk.blocks)):
         ours, theirs = f"decoder.blocks.{i}", f"transformer.h.{i}"
         yield from affine(f"{ours}.attention.pre", f"{theirs}.ln_1", bias=True)
         yield from affine(f"{ours}.attention.op.qkv", f"{theirs}.attn.c_attn", bias=True, ops=(Transpose(),))
@@ -118,7 +118,7 @@ def weights(spec: ModelSpec) -> Iterator[Rule]:
         yield from affine(f"{ours}.ffn.op.up", f"{theirs}.mlp.c_fc", bias=True, ops=(Transpose(),))
         yield from affine(f"{ours}.ffn.op.down", f"{theirs}.mlp.c_proj", bias=True, ops=(Transpose(),))
     yield from affine("decoder.final_norm", "transformer.ln_f", bias=True)
-    if not spec.head.tied:
+    if not spec.tied:
         yield Rule("head.linear.weight", ("lm_head.weight",))
 
 

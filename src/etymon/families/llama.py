@@ -13,8 +13,23 @@ from typing import Any
 from etymon.families.family import Family
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
-from etymon.families.weights import Concat, Rule, affine
-from etymon.spec import LM, Attention, Block, Embed, Gated, ModelSpec, RMSNorm, Rope, RopeScaling, Stack, Sub
+from etymon.families.table import Names, table
+from etymon.families.weights import Rule
+from etymon.spec import (
+    LM,
+    Attention,
+    Block,
+    Dense,
+    Embed,
+    Gated,
+    ModelSpec,
+    MoE,
+    RMSNorm,
+    Rope,
+    RopeScaling,
+    Stack,
+    Sub,
+)
 
 ACTIVATIONS = {
     "silu": "silu",
@@ -23,6 +38,7 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "relu": "relu",
 }
+PUBLISHED_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}
 
 
 def build(
@@ -68,75 +84,95 @@ def build(
     )
 
 
+def read_sizes(reader: ConfigReader, **defaults: Any) -> dict[str, Any]:
+    """Read the dimensions that LLaMA's config and those of its descendants have in common, as `build` names them.
+
+    `defaults` override what a missing key means; `eps_key` is another name for "rms_norm_eps".
+    """
+    dim, heads = reader.take("hidden_size", int), reader.take("num_attention_heads", int)
+    activation = reader.take("hidden_act", str, "silu")
+    return {
+        "vocab": reader.take("vocab_size", int),
+        "dim": dim,
+        "layers": reader.take("num_hidden_layers", int),
+        "heads": heads,
+        "kv_heads": reader.take("num_key_value_heads", int, heads),
+        "head_dim": reader.take("head_dim", int, defaults.get("head_dim") or dim // heads),
+        "hidden": reader.take("intermediate_size", int),
+        "context": reader.take("max_position_embeddings", int, defaults.get("context", 2048)),
+        "eps": reader.take(defaults.get("eps_key", "rms_norm_eps"), float, defaults.get("eps", 1e-6)),
+        "activation": ACTIVATIONS.get(activation, activation),
+        "tied": reader.take("tie_word_embeddings", bool, defaults.get("tied", False)),
+    }
+
+
+def write_sizes(spec: ModelSpec) -> dict[str, Any]:
+    """Write what `read_sizes` reads."""
+    attention, ffn = (sub.op for sub in spec.trunk.blocks[0].subs)
+    norm = spec.trunk.final_norm
+    assert isinstance(attention, Attention) and norm is not None and isinstance(ffn, Dense | Gated | MoE)
+    expert = ffn.expert if isinstance(ffn, MoE) else ffn
+    return {
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.dim,
+        "num_hidden_layers": len(spec.trunk.blocks),
+        "num_attention_heads": attention.heads,
+        "num_key_value_heads": attention.kv_heads,
+        "head_dim": attention.head_dim,
+        "intermediate_size": expert.hidden,
+        "hidden_act": PUBLISHED_ACTIVATIONS.get(expert.activation, expert.activation),
+        "max_position_embeddings": spec.context,
+        "rms_norm_eps": norm.eps,
+        "tie_word_embeddings": spec.tied,
+    }
+
+
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "llama"."""
-    dim, heads = reader.take("hidden_size", int), reader.take("num_attention_heads", int)
-    context, head_dim = reader.take("max_position_embeddings", int, 2048), reader.take("head_dim", int, dim // heads)
-    rope = read_rope(reader, dim=head_dim, context=context)
-    activation = reader.take("hidden_act", str, "silu")
+    sizes = read_sizes(reader)
+    rope = read_rope(reader, dim=sizes["head_dim"], context=sizes["context"])
     reader.expect("pretraining_tp", 1, 2, 4, 8)  # how the published run was split; the product is the same
     return build(
-        vocab=reader.take("vocab_size", int),
-        dim=dim,
-        layers=reader.take("num_hidden_layers", int),
-        heads=heads,
-        kv_heads=reader.take("num_key_value_heads", int, heads),
-        head_dim=head_dim,
-        hidden=reader.take("intermediate_size", int),
-        context=context,
-        eps=reader.take("rms_norm_eps", float, 1e-6),
+        **sizes,
         rope_base=rope.base,
         rope_scaling=rope.scaling,
-        activation=ACTIVATIONS.get(activation, activation),
         attention_bias=reader.take("attention_bias", bool, False),
         ffn_bias=reader.take("mlp_bias", bool, False),
-        tied=reader.take("tie_word_embeddings", bool, False),
     )
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    attention, ffn = (sub.op for sub in spec.decoder.blocks[0].subs)
-    norm = spec.decoder.final_norm
-    assert isinstance(attention, Attention) and isinstance(ffn, Gated) and isinstance(norm, RMSNorm) and attention.rope
-    return {
-        "vocab_size": spec.vocab,
-        "hidden_size": spec.dim,
-        "num_hidden_layers": len(spec.decoder.blocks),
-        "num_attention_heads": attention.heads,
-        "num_key_value_heads": attention.kv_heads,
-        "head_dim": attention.head_dim,
-        "intermediate_size": ffn.hidden,
-        "hidden_act": {"gelu_tanh": "gelu_pytorch_tanh"}.get(ffn.activation, ffn.activation),
-        "max_position_embeddings": spec.context,
-        "rms_norm_eps": norm.eps,
+    attention, ffn = (sub.op for sub in spec.trunk.blocks[0].subs)
+    assert isinstance(attention, Attention) and isinstance(ffn, Gated) and attention.rope
+    return write_sizes(spec) | {
         "rope_parameters": write_rope(attention.rope),
         "attention_bias": attention.bias != "",
         "mlp_bias": ffn.bias,
-        "tie_word_embeddings": spec.head.tied,
     }
+
+
+LAYER: Names = {
+    "attention.pre": "input_layernorm",
+    "attention.op.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention.op.q_norm": "self_attn.q_norm",
+    "attention.op.k_norm": "self_attn.k_norm",
+    "attention.op.out": "self_attn.o_proj",
+    "ffn.pre": "post_attention_layernorm",
+    "ffn.op.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+    "ffn.op.down": "mlp.down_proj",
+}
+TOP: Names = {
+    "embed.tokens": "model.embed_tokens",
+    "layers": "model.layers.{}",
+    "decoder.final_norm": "model.norm",
+    "head.linear": "lm_head",
+}
 
 
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order; q, k, v and gate, up are stored apart."""
-    yield Rule("embed.tokens.weight", ("model.embed_tokens.weight",))
-    for i, block in enumerate(spec.decoder.blocks):
-        ours, theirs = f"decoder.blocks.{i}", f"model.layers.{i}"
-        attention, ffn = (sub.op for sub in block.subs)
-        assert isinstance(attention, Attention) and isinstance(ffn, Gated)
-        qkv = tuple(f"{theirs}.self_attn.{x}_proj" for x in "qkv")
-        parts = Concat((attention.query_width, attention.kv_width, attention.kv_width))
-        bias = attention.bias != ""
-        yield Rule(f"{ours}.attention.pre.weight", (f"{theirs}.input_layernorm.weight",))
-        yield from affine(f"{ours}.attention.op.qkv", qkv, bias=bias, ops=(parts,))
-        yield from affine(f"{ours}.attention.op.out", f"{theirs}.self_attn.o_proj", bias=bias)
-        gate_up = (f"{theirs}.mlp.gate_proj", f"{theirs}.mlp.up_proj")
-        yield Rule(f"{ours}.ffn.pre.weight", (f"{theirs}.post_attention_layernorm.weight",))
-        yield from affine(f"{ours}.ffn.op.gate_up", gate_up, bias=ffn.bias, ops=(Concat((ffn.hidden, ffn.hidden)),))
-        yield from affine(f"{ours}.ffn.op.down", f"{theirs}.mlp.down_proj", bias=ffn.bias)
-    yield Rule("decoder.final_norm.weight", ("model.norm.weight",))
-    if not spec.head.tied:
-        yield Rule("head.linear.weight", ("lm_head.weight",))
+    return table(spec, LAYER, TOP)
 
 
 _V1 = {"vocab": 32000, "context": 2048, "eps": 1e-6}

@@ -87,13 +87,13 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    op, norm = spec.decoder.blocks[0].subs[0].op, spec.decoder.final_norm
+    op, norm = spec.trunk.blocks[0].subs[0].op, spec.trunk.final_norm
     assert isinstance(op, SelectiveSSM) and isinstance(norm, RMSNorm)
     expand, rest = divmod(op.inner, spec.dim)
     return {
         "vocab_size": spec.vocab,
         "hidden_size": spec.dim,
-        "num_hidden_layers": len(spec.decoder.blocks),
+        "num_hidden_layers": len(spec.trunk.blocks),
         "expand": op.inner / spec.dim if rest else expand,
         "state_size": op.state,
         "time_step_rank": op.rank,
@@ -103,14 +103,14 @@ def write(spec: ModelSpec) -> dict[str, Any]:
         "hidden_act": op.activation,
         "use_bias": op.bias,
         "use_conv_bias": op.conv_bias,
-        "tie_word_embeddings": spec.head.tied,
+        "tie_word_embeddings": spec.tied,
     }
 
 
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
     yield Rule("embed.tokens.weight", ("backbone.embeddings.weight",))
-    for i, block in enumerate(spec.decoder.blocks):
+    for i, block in enumerate(spec.trunk.blocks):
         op = block.subs[0].op
         assert isinstance(op, SelectiveSSM)
         ours, theirs = f"decoder.blocks.{i}.ssm", f"backbone.layers.{i}"
@@ -123,7 +123,7 @@ def weights(spec: ModelSpec) -> Iterator[Rule]:
         yield from affine(f"{ours}.op.step", f"{theirs}.mixer.dt_proj", bias=True)
         yield from affine(f"{ours}.op.out", f"{theirs}.mixer.out_proj", bias=op.bias)
     yield Rule("decoder.final_norm.weight", ("backbone.norm_f.weight",))
-    if not spec.head.tied:
+    if not spec.tied:
         yield Rule("head.linear.weight", ("lm_head.weight",))
 
 

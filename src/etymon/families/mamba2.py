@@ -95,13 +95,13 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    op = spec.decoder.blocks[0].subs[0].op
+    op = spec.trunk.blocks[0].subs[0].op
     assert isinstance(op, DualSSM)
     limit = {} if op.step_limit is None else {"time_step_limit": list(op.step_limit)}
     return limit | {
         "vocab_size": spec.vocab,
         "hidden_size": spec.dim,
-        "num_hidden_layers": len(spec.decoder.blocks),
+        "num_hidden_layers": len(spec.trunk.blocks),
         "num_heads": op.heads,
         "head_dim": op.head_dim,
         "expand": op.inner // spec.dim,
@@ -113,14 +113,14 @@ def write(spec: ModelSpec) -> dict[str, Any]:
         "hidden_act": op.activation,
         "use_bias": op.bias,
         "use_conv_bias": op.conv_bias,
-        "tie_word_embeddings": spec.head.tied,
+        "tie_word_embeddings": spec.tied,
     }
 
 
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
     yield Rule("embed.tokens.weight", ("backbone.embeddings.weight",))
-    for i, block in enumerate(spec.decoder.blocks):
+    for i, block in enumerate(spec.trunk.blocks):
         op = block.subs[0].op
         assert isinstance(op, DualSSM)
         ours, theirs = f"decoder.blocks.{i}.ssm", f"backbone.layers.{i}"
@@ -136,7 +136,7 @@ def weights(spec: ModelSpec) -> Iterator[Rule]:
         yield from affine(f"{ours}.op.into", f"{theirs}.mixer.in_proj", bias=op.bias)
         yield from affine(f"{ours}.op.out", f"{theirs}.mixer.out_proj", bias=op.bias)
     yield Rule("decoder.final_norm.weight", ("backbone.norm_f.weight",))
-    if not spec.head.tied:
+    if not spec.tied:
         yield Rule("head.linear.weight", ("lm_head.weight",))
 
 

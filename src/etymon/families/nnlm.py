@@ -54,7 +54,7 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the paper's letters: n words, h hidden units, m features."""
-    op = spec.decoder.blocks[0].subs[0].op
+    op = spec.trunk.blocks[0].subs[0].op
     assert isinstance(op, Window)
     sizes = {"vocab_size": spec.vocab, "m": spec.dim, "h": op.width, "n": op.size + 1}
     return sizes | {"activation": op.activation, "context": spec.context}

@@ -23,7 +23,9 @@ IGNORABLE = frozenset(
     num_return_sequences remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
     forced_bos_token_id forced_eos_token_id prefix output_scores return_dict_in_generate cross_attention_hidden_size
     add_cross_attention tie_encoder_decoder pruned_heads tf_legacy_loss use_bfloat16 attn_implementation
-    _attn_implementation_autoset
+    _attn_implementation_autoset hidden_dropout_prob attention_probs_dropout_prob classifier_dropout
+    classifier_dropout_prob classif_dropout dropout activation_dropout dropout_rate encoder_layerdrop decoder_layerdrop
+    init_std
     """.split()
 )
 

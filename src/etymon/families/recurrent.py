@@ -33,7 +33,7 @@ def recurrent_spec(
 
 def recurrence(spec: ModelSpec) -> Recurrence:
     """Return the layer of a spec that `recurrent_spec` made."""
-    op = spec.decoder.blocks[0].subs[0].op
+    op = spec.trunk.blocks[0].subs[0].op
     assert isinstance(op, Elman | LSTM | GRU)
     return op
 
@@ -62,10 +62,10 @@ def write(spec: ModelSpec) -> dict[str, Any]:
         "ntoken": spec.vocab,
         "ninp": spec.dim,
         "nhid": op.width,
-        "nlayers": len(spec.decoder.blocks),
+        "nlayers": len(spec.trunk.blocks),
         "bias": op.bias,
         "bptt": spec.context,
-        "tie_weights": spec.head.tied,
+        "tie_weights": spec.tied,
     }
 
 
@@ -73,11 +73,11 @@ def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors as torch names them."""
     op = recurrence(spec)
     yield Rule("embed.tokens.weight", ("encoder.weight",))
-    for i in range(len(spec.decoder.blocks)):
+    for i in range(len(spec.trunk.blocks)):
         for ours, theirs in (("input", "ih"), ("recur", "hh")):
             for kind in ("weight", "bias") if op.bias else ("weight",):
                 yield Rule(f"decoder.blocks.{i}.recurrence.op.{ours}.{kind}", (f"rnn.{kind}_{theirs}_l{i}",))
-    if spec.head.tied:
+    if spec.tied:
         yield Rule("head.linear.bias", ("decoder.bias",))
     else:
         yield from affine("head.linear", "decoder", bias=True)

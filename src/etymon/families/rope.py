@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from etymon.errors import ConfigError
 from etymon.families.reader import ConfigReader
-from etymon.spec import LinearScaling, Llama3Scaling, Rope, RopeScaling, YarnScaling
+from etymon.spec import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, Rope, RopeScaling, YarnScaling
 
 
-def read_rope(reader: ConfigReader, *, dim: int, context: int) -> Rope:
-    """Read base frequency and scaling. Raises ConfigError for kinds of scaling that are not supported."""
-    base = reader.take("rope_theta", float, 10000.0)
+def read_rope(reader: ConfigReader, *, dim: int, context: int, base: float = 10000.0, part: float = 1.0) -> Rope:
+    """Read base frequency, scaling and the part of the head that turns, whose defaults are `base` and `part`.
+
+    Raises ConfigError for kinds of scaling that are not supported.
+    """
+    base = reader.take("rope_theta", float, base)
+    part = reader.take("partial_rotary_factor", float, part)
     parameters = reader.section("rope_parameters")
     if parameters is None:
         parameters = reader.section("rope_scaling")
     else:
         base = parameters.take("rope_theta", float, base)
+        part = parameters.take("partial_rotary_factor", float, part)
         reader.expect("rope_scaling", None)
+    dim = int(dim * part)
     if parameters is None:
         return Rope(dim=dim, base=base)
     kind = parameters.take("rope_type", str, None) or parameters.take("type", str, "default")
@@ -44,17 +51,40 @@ def read_rope(reader: ConfigReader, *, dim: int, context: int) -> Rope:
                 attention_factor=parameters.take("attention_factor", float, None),
             )
             parameters.expect("truncate", True)
+        case "dynamic":
+            scaling = DynamicScaling(
+                factor=parameters.take("factor", float),
+                original_context=parameters.take("original_max_position_embeddings", int, context),
+            )
+        case "longrope" | "su":
+            scaling = _read_longrope(reader, parameters, context)
         case _:
             raise ConfigError(
-                f"{parameters.where}: rope_type {kind!r} is not supported (default, linear, llama3, yarn)"
+                f"{parameters.where}: rope_type {kind!r} is not supported "
+                "(default, linear, dynamic, llama3, yarn, longrope)"
             )
     parameters.finish()
     return Rope(dim=dim, base=base, scaling=scaling)
 
 
-def write_rope(rope: Rope) -> dict[str, Any]:
-    """Write what `read_rope` reads."""
+def _read_longrope(reader: ConfigReader, parameters: ConfigReader, context: int) -> LongRopeScaling:
+    original = reader.take("original_max_position_embeddings", int, context)
+    original = parameters.take("original_max_position_embeddings", int, original)
+    ratio = parameters.take("factor", float, context / original)
+    default = math.sqrt(1 + math.log(ratio) / math.log(original)) if ratio > 1 else 1.0
+    return LongRopeScaling(
+        short=tuple(map(float, parameters.take("short_factor", list))),
+        long=tuple(map(float, parameters.take("long_factor", list))),
+        original_context=original,
+        attention_factor=parameters.take("attention_factor", float, default),
+    )
+
+
+def write_rope(rope: Rope, head_dim: int | None = None) -> dict[str, Any]:
+    """Write what `read_rope` reads; with `head_dim`, also the part of the head that turns."""
     common: dict[str, Any] = {"rope_theta": rope.base}
+    if head_dim is not None:
+        common["partial_rotary_factor"] = rope.dim / head_dim
     match rope.scaling:
         case None:
             return common | {"rope_type": "default"}
@@ -67,6 +97,17 @@ def write_rope(rope: Rope) -> dict[str, Any]:
                 "low_freq_factor": s.low_freq_factor,
                 "high_freq_factor": s.high_freq_factor,
                 "original_max_position_embeddings": s.original_context,
+            }
+        case DynamicScaling() as s:
+            original = {"original_max_position_embeddings": s.original_context}
+            return common | {"rope_type": "dynamic", "factor": s.factor} | original
+        case LongRopeScaling() as s:
+            return common | {
+                "rope_type": "longrope",
+                "short_factor": list(s.short),
+                "long_factor": list(s.long),
+                "original_max_position_embeddings": s.original_context,
+                "attention_factor": s.attention_factor,
             }
         case YarnScaling() as s:
             yarn = {

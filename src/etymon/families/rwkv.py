@@ -60,18 +60,18 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    time_mix, channel_mix = (sub.op for sub in spec.decoder.blocks[0].subs)
+    time_mix, channel_mix = (sub.op for sub in spec.trunk.blocks[0].subs)
     norm = spec.embed.norm
     assert isinstance(time_mix, TimeMix) and isinstance(channel_mix, ChannelMix) and norm is not None
     return {
         "vocab_size": spec.vocab,
         "hidden_size": spec.dim,
-        "num_hidden_layers": len(spec.decoder.blocks),
+        "num_hidden_layers": len(spec.trunk.blocks),
         "attention_hidden_size": time_mix.hidden,
         "intermediate_size": channel_mix.hidden,
         "context_length": spec.context,
         "layer_norm_epsilon": norm.eps,
-        "tie_word_embeddings": spec.head.tied,
+        "tie_word_embeddings": spec.tied,
     }
 
 
@@ -82,7 +82,7 @@ def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
     yield Rule("embed.tokens.weight", ("rwkv.embeddings.weight",))
     yield from affine("embed.norm", "rwkv.blocks.0.pre_ln", bias=True)
-    for i in range(len(spec.decoder.blocks)):
+    for i in range(len(spec.trunk.blocks)):
         ours, theirs = f"decoder.blocks.{i}", f"rwkv.blocks.{i}"
         yield from affine(f"{ours}.time_mix.pre", f"{theirs}.ln1", bias=True)
         yield from affine(f"{ours}.channel_mix.pre", f"{theirs}.ln2", bias=True)
@@ -99,7 +99,7 @@ def weights(spec: ModelSpec) -> Iterator[Rule]:
         for own, published in {"key": "key", "gate": "receptance", "out": "value"}.items():
             yield Rule(f"{channel[0]}.{own}.weight", (f"{channel[1]}.{published}.weight",))
     yield from affine("decoder.final_norm", "rwkv.ln_out", bias=True)
-    if not spec.head.tied:
+    if not spec.tied:
         yield Rule("head.linear.weight", ("head.weight",))
 
 

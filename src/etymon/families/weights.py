@@ -36,12 +36,93 @@ class Transpose:
 
 
 @dataclass(frozen=True)
+class Regroup:
+    """The published rows are `groups` equal runs, each holding `sizes` rows of every part in turn; ours hold every part
+    whole, in the order that `order` gives as places in the run (NeoX: a run per head; Falcon: per key head; CodeGen:
+    per shard, with q, v, k)."""
+
+    groups: int
+    sizes: tuple[int, ...]
+    order: tuple[int, ...] = (0, 1, 2)
+
+    def _rows(self) -> Tensor:
+        parts = torch.arange(self.groups * sum(self.sizes)).view(self.groups, -1).split(self.sizes, 1)
+        return torch.cat([parts[i].flatten() for i in self.order])
+
+    def read(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Published → ours."""
+        return [t[self._rows()] for t in tensors]
+
+    def write(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Ours → published."""
+        return [t[self._rows().argsort()] for t in tensors]
+
+
+@dataclass(frozen=True)
+class PermuteRotary:
+    """The published model rotates neighbouring pairs (2i, 2i + 1) of the first `dim` channels of each head, ours the
+    pairs (i, i + dim / 2). The first `heads` heads of the rows are queries and keys; what follows is not rotated."""
+
+    heads: int
+    head_dim: int
+    dim: int
+
+    def _rows(self, count: int) -> Tensor:
+        rows = torch.arange(count)
+        turned = rows[: self.heads * self.head_dim].view(self.heads, self.head_dim)[:, : self.dim]
+        turned.copy_(turned.view(self.heads, -1, 2).transpose(1, 2).flatten(1).clone())
+        return rows
+
+    def read(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Published → ours."""
+        return [t[self._rows(t.shape[0])] for t in tensors]
+
+    def write(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Ours → published."""
+        return [t[self._rows(t.shape[0]).argsort()] for t in tensors]
+
+
+@dataclass(frozen=True)
+class StackExperts:
+    """The published tensors are matrices of `experts` experts in turn, ours one tensor [experts, rows, columns]; each
+    expert's row blocks of `sizes` are published apart."""
+
+    experts: int
+    sizes: tuple[int, ...]
+
+    def read(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Published → ours."""
+        n = max(1, len(self.sizes))
+        return [torch.stack([torch.cat(tensors[i : i + n]) for i in range(0, len(tensors), n)])]
+
+    def write(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Ours → published."""
+        return [part for expert in tensors[0] for part in (expert.split(self.sizes) if self.sizes else [expert])]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The published vector is a matrix of one row."""
+
+    def read(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Published → ours."""
+        return [t.squeeze(0) for t in tensors]
+
+    def write(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Ours → published."""
+        return [t.unsqueeze(0) for t in tensors]
+
+
+Operation = Concat | Transpose | Row | Regroup | PermuteRotary | StackExperts
+
+
+@dataclass(frozen=True)
 class Rule:
     """One tensor of ours and the published tensors that make it, through operations that can be undone."""
 
     ours: str
     published: tuple[str, ...]
-    ops: tuple[Concat | Transpose, ...] = ()
+    ops: tuple[Operation, ...] = ()
 
     def read(self, tensors: list[Tensor]) -> Tensor:
         """Make our tensor from the published ones."""
@@ -63,7 +144,7 @@ def affine(
     published: str | tuple[str, ...],
     *,
     bias: bool,
-    ops: tuple[Concat | Transpose, ...] = (),
+    ops: tuple[Operation, ...] = (),
 ) -> Iterator[Rule]:
     """Yield the rules for a layer's `.weight` and, with `bias`, its `.bias` (which is never transposed)."""
     names = (published,) if isinstance(published, str) else published

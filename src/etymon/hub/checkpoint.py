@@ -12,40 +12,52 @@ from torch import Tensor
 
 from etymon.errors import CheckpointError, ConfigError
 from etymon.families import family_named
-from etymon.hub import huggingface, native
+from etymon.hub import gguf_models, huggingface, native
+from etymon.hub.gguf import open_gguf
 from etymon.nn import Model
 from etymon.quant import prepare_quantized, quantization_of, write_quantization
 
-Format = Literal["hf", "etymon"]
+Format = Literal["hf", "etymon", "gguf"]
+GGUF_SUFFIX = ".gguf"
 
 
 def locate(source: str | Path) -> Path:
-    """Return the directory of a checkpoint: a local one, or the snapshot of a hub id such as `org/name`.
+    """Return where a checkpoint lies: a local directory or GGUF file, or the snapshot of a hub id such as `org/name`.
 
     Raises CheckpointError when there is neither.
     """
     path = Path(source)
-    if path.is_dir():
+    if path.is_dir() or (path.is_file() and path.suffix == GGUF_SUFFIX):
         return path
     if path.exists():
-        raise CheckpointError(f"{source}: is a file; give the checkpoint's directory")
+        raise CheckpointError(f"{source}: is a file; give the checkpoint's directory, or a GGUF file")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise CheckpointError(f"{source}: no such directory, and not a hub id of the form organisation/name")
     from huggingface_hub import snapshot_download  # slow to import, and seldom needed
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.tiktoken", "*.txt"]
     try:
-        return Path(snapshot_download(str(source), allow_patterns=patterns))
+        directory = Path(snapshot_download(str(source), allow_patterns=patterns))
+        if not any(directory.glob("*.safetensors")):
+            snapshot_download(str(source), allow_patterns=["pytorch_model*.bin"])
+        return directory
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{source}: no such directory, and the hub could not deliver it ({reason})") from None
 
 
 def load_model(directory: Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Model:
-    """Load the model of a checkpoint directory of either format; `dtype` defaults to the stored one.
+    """Load the model of a checkpoint directory of either format, or of a GGUF file; `dtype` defaults to the stored one.
 
     Raises CheckpointError or ConfigError naming what is missing, surplus, damaged or not understood.
     """
+    if directory.suffix == GGUF_SUFFIX and directory.is_file():
+        with open_gguf(directory) as file:
+            spec, family = gguf_models.read_spec(file)
+            model = _empty(spec)
+            weights = huggingface.consume(gguf_models.GGUFTensors(file, spec), spec, family, directory)
+            _fill(model, weights, device, dtype or gguf_models.stored_dtype(file), directory)
+        return model.eval()
     if (directory / native.SPEC).exists():
         spec = native.read_spec(directory)
         model = _empty(spec)
@@ -98,6 +110,22 @@ def _aligned(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % 64 == 0 else tensor.clone()
 
 
+def save_gguf(model: Model, path: Path, tokenizer: dict[str, Any], quantization: str) -> None:
+    """Write a GGUF file, whole or not at all, with the tokenizer's metadata.
+
+    Raises ConfigError when the format cannot hold the model.
+    """
+    if quantization_of(model) is not None:
+        raise ConfigError("an int8 model is saved in the etymon format only; save the model it was made from")
+    gguf_models.write(model, path, tokenizer, quantization)
+
+
+def read_gguf_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a GGUF file. Raises CheckpointError when it is damaged."""
+    with open_gguf(path) as file:
+        return file.metadata
+
+
 def save_model(
     model: Model, directory: Path, format: Format, token_ids: dict[str, Any], max_shard_bytes: int = 5 << 30
 ) -> None:
@@ -116,4 +144,4 @@ def save_model(
         family_named(model.spec.family)
         huggingface.write(model, directory, token_ids, max_shard_bytes)
     else:
-        raise ConfigError(f"unknown checkpoint format {format!r}; known: hf, etymon")
+        raise ConfigError(f"unknown checkpoint format {format!r}; known: hf, etymon, gguf")

@@ -5,17 +5,28 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from etymon.errors import CheckpointError
+from etymon.errors import CheckpointError, ConfigError
 from etymon.families import ConfigReader, Family, family_named, family_of_model_type
 from etymon.files import write_json
-from etymon.hub.tensors import TensorFiles, open_tensors, read_json, write_tensors
+from etymon.hub.tensors import open_tensors, read_json, write_tensors
 from etymon.nn import Model
 from etymon.spec import ModelSpec
+
+
+class Tensors(Protocol):
+    """Named tensors that are read one at a time."""
+
+    def names(self) -> set[str]:
+        """Return the names of all tensors."""
+
+    def read(self, name: str) -> Tensor:
+        """Read one tensor onto the CPU."""
+
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -25,6 +36,7 @@ def read_spec(directory: Path) -> tuple[ModelSpec, Family]:
     path = directory / "config.json"
     values = read_json(path)
     family = family_of_model_type(str(values.get("model_type")), str(path))
+    assert family.read is not None
     reader = ConfigReader(values, str(path))
     spec = family.read(reader)
     reader.finish()
@@ -43,33 +55,47 @@ def read_weights(directory: Path, spec: ModelSpec, family: Family) -> Iterator[t
     Raises CheckpointError naming every tensor that is missing or that nobody consumes.
     """
     with open_tensors(directory) as files:
-        published = _by_published_name(files, family, directory)
-        rules = list(family.weights(spec))
-        wanted = {name for rule in rules for name in rule.published}
-        missing = sorted(wanted - published.keys())
-        if missing:
-            raise CheckpointError(f"{directory}: {len(missing)} tensors are missing: {_listing(missing)}")
-        surplus = sorted(published.keys() - wanted)
-        if spec.head.tied and family.head_name in surplus:
-            embedding = next(rule for rule in rules if rule.ours == "embed.tokens.weight").published[0]
-            if not torch.equal(files.read(published[family.head_name]), files.read(published[embedding])):
-                raise CheckpointError(
-                    f"{directory}: config.json ties the head to the embedding, but {family.head_name!r} differs from "
-                    f"{embedding!r}; set tie_word_embeddings to false if the head is meant"
-                )
-            surplus.remove(family.head_name)
-        if surplus:
-            raise CheckpointError(f"{directory}: nobody consumes {len(surplus)} tensors: {_listing(surplus)}")
-        for rule in rules:
-            yield rule.ours, rule.read([files.read(published[name]) for name in rule.published])
+        yield from consume(files, spec, family, directory)
 
 
-def _by_published_name(files: TensorFiles, family: Family, directory: Path) -> dict[str, str]:
-    """Map full published names to names in the files, which may lack the family's prefix and hold buffers."""
-    names = {n for n in files.names() if not any(re.search(pattern, n) for pattern in family.skipped)}
+def consume(files: Tensors, spec: ModelSpec, family: Family, where: Path) -> Iterator[tuple[str, Tensor]]:
+    """Yield our tensors by name, made from published ones wherever they lie. Raises as `read_weights`."""
+    assert family.weights is not None
+    published = _by_published_name(files, family)
+    rules = list(family.weights(spec))
+    wanted = {name for rule in rules for name in rule.published}
+    missing = sorted(wanted - published.keys())
+    if missing:
+        raise CheckpointError(f"{where}: {len(missing)} tensors are missing: {_listing(missing)}")
+    unwanted = published.keys() - wanted
+    surplus = sorted(n for n in unwanted if not any(re.search(pattern, n) for pattern in family.skipped))
+    for copy in (*((family.head_name,) if spec.tied else ()), *family.copies):
+        if copy not in surplus:
+            continue
+        embedding = next(rule for rule in rules if rule.ours == "embed.tokens.weight").published[0]
+        if not torch.equal(files.read(published[copy]), files.read(published[embedding])):
+            advice = "; set tie_word_embeddings to false if the head is meant" if copy == family.head_name else ""
+            raise CheckpointError(
+                f"{where}: config.json ties the head to the embedding, but {copy!r} differs from {embedding!r}{advice}"
+            )
+        surplus.remove(copy)
+    if surplus:
+        raise CheckpointError(f"{where}: nobody consumes {len(surplus)} tensors: {_listing(surplus)}")
+    for rule in rules:
+        yield rule.ours, rule.read([files.read(published[name]) for name in rule.published])
+
+
+def _by_published_name(files: Tensors, family: Family) -> dict[str, str]:
+    """Map full published names to names in the files, which may be old ones or lack the family's prefix."""
+    names = {}
+    for stored in files.names():
+        name = stored
+        for pattern, replacement in family.renamed.items():
+            name = re.sub(pattern, replacement, name)
+        names[name] = stored
     if any(name.startswith(family.prefix) for name in names):
-        return {name: name for name in names}
-    return {name if name == family.head_name else family.prefix + name: name for name in names}
+        return names
+    return {name if name == family.head_name else family.prefix + name: stored for name, stored in names.items()}
 
 
 def _listing(names: list[str]) -> str:
@@ -82,7 +108,10 @@ def write(model: Model, directory: Path, token_ids: dict[str, Any], max_shard_by
     `token_ids` are the tokenizer's bos, eos and pad ids, as the config names them.
     """
     family = family_named(model.spec.family)
-    config = {"architectures": [family.architecture], "model_type": family.model_type, **family.write(model.spec)}
+    rules, config_of = family.weights, family.write
+    if rules is None or config_of is None:
+        raise ConfigError(f"{family.title} has no published format: save the model in the etymon format")
+    config = {"architectures": [family.architecture], "model_type": family.model_type, **config_of(model.spec)}
     dtype = {v: k for k, v in DTYPES.items()}.get(model.dtype, "float32")
     write_json(directory / "config.json", config | token_ids | {"dtype": dtype, "use_cache": True})
     if token_ids:
@@ -90,7 +119,7 @@ def write(model: Model, directory: Path, token_ids: dict[str, Any], max_shard_by
     state = model.state_dict()
 
     def published() -> Iterator[tuple[str, Tensor]]:
-        for rule in family.weights(model.spec):
+        for rule in rules(model.spec):
             yield from rule.write(state[rule.ours]).items()
 
     write_tensors(published(), directory, max_shard_bytes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from etymon.errors import CheckpointError
 from etymon.files import write_json
@@ -39,7 +39,8 @@ def read_weights(directory: Path, model: Model) -> Iterator[tuple[str, Tensor]]:
 def stored_names(model: Model) -> set[str]:
     """Return the names of the tensors that a checkpoint holds: a tied head is not stored a second time."""
     state = model.state_dict()
-    tied = model.head.tied and "head.linear.weight" in state and model.head.linear.weight is model.embed.tokens.weight
+    linear = getattr(model.head, "linear", None)
+    tied = model.head.tied and isinstance(linear, nn.Linear) and linear.weight is model.embed.tokens.weight
     return state.keys() - ({"head.linear.weight"} if tied else set())
 
 

@@ -11,7 +11,7 @@ from etymon.nn.layout import Layout
 from etymon.nn.linear import Linear
 from etymon.nn.norm import build_norm
 from etymon.nn.position import rotate
-from etymon.nn.state import KeyValues, Mixer
+from etymon.nn.state import KeyValues, Mixer, SourceKeyValues
 
 
 class Attention(Mixer):
@@ -26,8 +26,10 @@ class Attention(Mixer):
         self.visibility = visibility
         self.qkv = Linear(dim, (op.query_width, op.kv_width, op.kv_width), bias="q" in op.bias)
         self.out = Linear(op.query_width, (dim,), bias="o" in op.bias)
-        self.q_norm = build_norm(op.qk_norm, op.head_dim)
-        self.k_norm = build_norm(op.qk_norm, op.head_dim)
+        norm, wide = (op.qk_norm.norm, op.qk_norm.over == "width") if op.qk_norm else (None, False)
+        self.q_norm = build_norm(norm, op.query_width if wide else op.head_dim)
+        self.k_norm = build_norm(norm, op.kv_width if wide else op.head_dim)
+        self.flat = 2 if wide else 3  # the first dimension that a norm runs over
 
     def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> KeyValues:
         """Allocate keys and values for `rows` sequences of up to `capacity` tokens."""
@@ -40,9 +42,13 @@ class Attention(Mixer):
         B, T, _ = x.shape
         qkv_BTHD = self.qkv(x).view(B, T, op.heads + 2 * op.kv_heads, op.head_dim)
         heads = (op.heads, op.kv_heads, op.kv_heads)
+        if op.clip is not None:
+            qkv_BTHD = qkv_BTHD.clamp(-op.clip, op.clip)
         if self.q_norm is not None and self.k_norm is not None:
             q_BTHD, k_BTGD, v_BTGD = qkv_BTHD.split(heads, 2)
-            qkv_BTHD = torch.cat((self.q_norm(q_BTHD), self.k_norm(k_BTGD), v_BTGD), 2)
+            q_BTHD = self.q_norm(q_BTHD.flatten(self.flat)).view_as(q_BTHD)
+            k_BTGD = self.k_norm(k_BTGD.flatten(self.flat)).view_as(k_BTGD)
+            qkv_BTHD = torch.cat((q_BTHD, k_BTGD, v_BTGD), 2)
         if op.rope is not None:
             # queries and keys lie side by side and turn together; the values are carried along
             qkv_BTHD = rotate(qkv_BTHD, *layout.rotary(op.rope, qkv_BTHD.dtype), op.heads + op.kv_heads)
@@ -51,21 +57,81 @@ class Attention(Mixer):
             k_BGSD, v_BGSD = k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
         else:
             k_BGSD, v_BGSD = cell.append(k_BTGD, v_BTGD, layout.columns)
-        mask, is_causal = layout.visible(self.visibility, op.window)
-        return self.out(self._attend(q_BTHD, k_BGSD, v_BGSD, mask, is_causal))
+        mask: Tensor | None
+        if op.scores is not None:
+            mask, is_causal = layout.alibi(self.visibility, op.window, op.scores, op.heads, q_BTHD.dtype), False
+        elif op.softcap is not None:
+            mask, is_causal = layout.mask(self.visibility, op.window), False
+        else:
+            mask, is_causal = layout.visible(self.visibility, op.window)
+        return self.out(attend(op, q_BTHD, k_BGSD, v_BGSD, mask, is_causal))
 
-    def _attend(self, q_BTHD: Tensor, k_BGSD: Tensor, v_BGSD: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-        op = self.op
-        B, T, H, D = q_BTHD.shape
-        G = op.kv_heads
-        if T == 1 and H != G:
-            # the query heads of a group stand in the time axis: no key or value is ever copied
-            q = q_BTHD.view(B, G, H // G, D)
-            return F.scaled_dot_product_attention(q, k_BGSD, v_BGSD, mask, scale=op.scale).reshape(B, 1, H * D)
-        if H != G:
-            k_BGSD = k_BGSD.repeat_interleave(H // G, 1)
-            v_BGSD = v_BGSD.repeat_interleave(H // G, 1)
-        mixed_BHTD = F.scaled_dot_product_attention(
-            q_BTHD.transpose(1, 2), k_BGSD, v_BGSD, mask, is_causal=is_causal, scale=op.scale
-        )
-        return mixed_BHTD.transpose(1, 2).reshape(B, T, H * D)
+
+class CrossAttention(Mixer):
+    """Attention from the decoder's tokens to the encoder's. With a state, keys and values are made once per source."""
+
+    def __init__(self, op: spec.CrossAttention, dim: int) -> None:
+        super().__init__()
+        self.op = op
+        self.q = Linear(dim, (op.query_width,), bias="q" in op.bias)
+        self.kv = Linear(dim, (op.kv_width, op.kv_width), bias="q" in op.bias)
+        self.out = Linear(op.query_width, (dim,), bias="o" in op.bias)
+
+    def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> SourceKeyValues:
+        """Allocate keys and values for `rows` sources of up to `capacity` tokens."""
+        shape = (rows, self.op.kv_heads, capacity, self.op.head_dim)
+        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
+        return SourceKeyValues(keys, values)
+
+    def forward(self, x: Tensor, layout: Layout, cell: KeyValues | None) -> Tensor:
+        """Attend from `x` [batch, time, dim] to the call's source, or to the one that `cell` holds."""
+        op, source = self.op, layout.source
+        assert source is not None
+        B, T, _ = x.shape
+        q_BTHD = self.q(x).view(B, T, op.heads, op.head_dim)
+        if source.hidden is not None:
+            kv_BSHD = self.kv(source.hidden).view(B, source.keys, 2 * op.kv_heads, op.head_dim)
+            k_BSGD, v_BSGD = kv_BSHD.split((op.kv_heads, op.kv_heads), 2)
+            k_BGSD, v_BGSD = k_BSGD.transpose(1, 2), v_BSGD.transpose(1, 2)
+            if cell is not None:
+                cell.append(k_BSGD, v_BSGD, 0)
+        else:
+            assert cell is not None
+            k_BGSD, v_BGSD = cell.keys[:, :, : source.keys], cell.values[:, :, : source.keys]
+        return self.out(attend(op, q_BTHD, k_BGSD, v_BGSD, source.mask, False))
+
+
+def attend(
+    op: spec.Attention | spec.CrossAttention,
+    q_BTHD: Tensor,
+    k_BGSD: Tensor,
+    v_BGSD: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+) -> Tensor:
+    """Return what the queries mix of the values, [batch, time, H * D]; `mask` broadcasts to [batch, H, time, keys]."""
+    B, T, H, D = q_BTHD.shape
+    G = op.kv_heads
+    if T == 1 and H != G:
+        # the query heads of a group stand in the time axis: no key or value is ever copied
+        q = q_BTHD.view(B, G, H // G, D)
+        if mask is not None and mask.shape[1] == H:
+            mask = mask.view(-1, G, H // G, mask.shape[3])
+        return _mix(op, q, k_BGSD, v_BGSD, mask, False).reshape(B, 1, H * D)
+    if H != G:
+        k_BGSD = k_BGSD.repeat_interleave(H // G, 1)
+        v_BGSD = v_BGSD.repeat_interleave(H // G, 1)
+    mixed_BHTD = _mix(op, q_BTHD.transpose(1, 2), k_BGSD, v_BGSD, mask, is_causal)
+    return mixed_BHTD.transpose(1, 2).reshape(B, T, H * D)
+
+
+def _mix(
+    op: spec.Attention | spec.CrossAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool
+) -> Tensor:
+    if isinstance(op, spec.CrossAttention) or op.softcap is None:
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=op.scale)
+    assert mask is not None
+    scale = op.head_dim**-0.5 if op.scale is None else op.scale
+    scores = torch.tanh(q @ k.transpose(-2, -1) * (scale / op.softcap)) * op.softcap
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v

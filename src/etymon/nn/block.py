@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, chain, repeat
 
 from torch import Tensor, nn
 
 from etymon import spec
-from etymon.nn.attention import Attention
+from etymon.nn.attention import Attention, CrossAttention
 from etymon.nn.ffn import Dense, Gated
 from etymon.nn.layout import Layout
 from etymon.nn.linear import Linear
+from etymon.nn.moe import MoE
 from etymon.nn.norm import build_norm
+from etymon.nn.position import BucketBias
 from etymon.nn.recurrent import Recurrence
 from etymon.nn.ssm import DualSSM, SelectiveSSM
 from etymon.nn.state import Cell, Mixer
@@ -25,10 +27,14 @@ def build_op(op: spec.Op, dim: int, visibility: spec.Visibility) -> nn.Module:
     match op:
         case spec.Attention():
             return Attention(op, dim, visibility)
+        case spec.CrossAttention():
+            return CrossAttention(op, dim)
         case spec.Dense():
             return Dense(op, dim)
         case spec.Gated():
             return Gated(op, dim)
+        case spec.MoE():
+            return MoE(op, dim)
         case spec.Elman() | spec.LSTM() | spec.GRU():
             return Recurrence(op, dim)
         case spec.Window():
@@ -56,25 +62,33 @@ class Sub(nn.Module):
         self.mixes = isinstance(self.op, Mixer)
 
     @property
-    def output(self) -> Linear | None:
-        """The matrix through which the operator adds to the stream; one that replaces the stream has none."""
-        output = getattr(self.op, "out" if self.mixes else "down", None)
-        assert output is None or isinstance(output, Linear)
-        return output
+    def outputs(self) -> Iterator[Tensor]:
+        """The matrices through which the operator adds to the stream; one that replaces the stream has none."""
+        if self.alpha == 0.0:
+            return
+        for module in self.op.modules():
+            output = getattr(module, "out" if self.mixes else "down", None)
+            if isinstance(output, nn.Parameter):
+                yield output
+            elif isinstance(output, Linear):
+                yield output.weight
 
     def forward(self, x: Tensor, layout: Layout, cells: Iterator[Cell] | None) -> Tensor:
         """Apply to `x` [batch, time, dim]."""
-        h = x if self.pre is None else self.pre(x)
-        h = self.op(h, layout, next(cells) if cells is not None else None) if self.mixes else self.op(h)
-        if self.branch is not None:
-            h = self.branch(h)
-        if self.beta != 1.0:
-            h = h * self.beta
+        h = self.contribution(x, layout, cells)
         if self.alpha == 0.0:
             x = h
         else:
             x = (x if self.alpha == 1.0 else x * self.alpha) + h
         return x if self.post is None else self.post(x)
+
+    def contribution(self, x: Tensor, layout: Layout, cells: Iterator[Cell] | None) -> Tensor:
+        """Return beta * branch(op(pre(x))), what the sublayer adds to the stream, or with alpha=0 replaces it by."""
+        h = x if self.pre is None else self.pre(x)
+        h = self.op(h, layout, next(cells) if cells is not None else None) if self.mixes else self.op(h)
+        if self.branch is not None:
+            h = self.branch(h)
+        return h if self.beta == 1.0 else h * self.beta
 
 
 class Block(nn.ModuleDict):
@@ -94,6 +108,32 @@ class Block(nn.ModuleDict):
         return x
 
 
+class ParallelBlock(nn.ModuleDict):
+    """Sublayers side by side: x + the sum of what each makes of the same input, by the names of their operators."""
+
+    def __init__(self, block: spec.Block, wiring: spec.Parallel, dim: int, visibility: spec.Visibility) -> None:
+        super().__init__({sub.op.name: Sub(sub, dim, visibility) for sub in block.subs})
+        assert len(self) == len(block.subs), "two sublayers of a block share a name"
+        self.subs = tuple(self)
+        self.pre = build_norm(wiring.pre, dim)
+
+    def forward(self, x: Tensor, layout: Layout, cells: Iterator[Cell] | None) -> Tensor:
+        """Apply to `x` [batch, time, dim]."""
+        h = x if self.pre is None else self.pre(x)
+        for name in self.subs:
+            sub = self[name]
+            assert isinstance(sub, Sub)
+            x = x + sub.contribution(h, layout, cells)
+        return x
+
+
+def build_block(block: spec.Block, dim: int, visibility: spec.Visibility) -> nn.Module:
+    """Build the module of one block."""
+    if isinstance(block.wiring, spec.Parallel):
+        return ParallelBlock(block, block.wiring, dim, visibility)
+    return Block(block, dim, visibility)
+
+
 class Stack(nn.Module):
     """Blocks on one residual stream, ended by a norm."""
 
@@ -101,18 +141,23 @@ class Stack(nn.Module):
         super().__init__()
         *widths, end = stack.widths(dim)
         blocks = zip(stack.blocks, widths, strict=True)
-        self.blocks = nn.ModuleList(Block(block, width, stack.visibility) for block, width in blocks)
+        self.blocks = nn.ModuleList(build_block(block, width, stack.visibility) for block, width in blocks)
+        self.repeats = stack.repeats
+        self.relative = None if stack.relative is None else BucketBias(stack.relative, stack.visibility)
         self.final_norm = build_norm(stack.final_norm, end)
 
     def mixers(self) -> Iterator[Mixer]:
         """Yield the operators that keep state, in the order in which a call reaches them."""
-        for module in self.blocks.modules():
-            if isinstance(module, Mixer):
-                yield module
+        for _ in range(self.repeats):
+            for module in self.blocks.modules():
+                if isinstance(module, Mixer):
+                    yield module
 
     def forward(self, x: Tensor, layout: Layout, cells: Iterator[Cell] | None, trace: list[Tensor] | None) -> Tensor:
         """Apply to `x` [batch, time, dim]; `trace` collects the stream before every block and the final result."""
-        for block in self.blocks:
+        if self.relative is not None:
+            layout.bias = self.relative(layout.distance())
+        for block in chain.from_iterable(repeat(self.blocks, self.repeats)):
             if trace is not None:
                 trace.append(x)
             x = block(x, layout, cells)

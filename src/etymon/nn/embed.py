@@ -7,7 +7,9 @@ from torch import Tensor, nn
 from etymon import spec
 from etymon.errors import DataError
 from etymon.nn.layout import Layout
+from etymon.nn.linear import Linear
 from etymon.nn.norm import build_norm
+from etymon.nn.position import sinusoids
 
 
 class Table(nn.Embedding):
@@ -19,31 +21,82 @@ class Table(nn.Embedding):
 
 
 class Embed(nn.Module):
-    """Token vectors plus learned positions, where the spec has them."""
+    """norm(scale * token + position + segment), as far as the spec has them, with a projection of the token vectors or
+    of the sum. Without a `vocab` the token vectors are those of another Embed, given with every call."""
 
-    def __init__(self, embed: spec.Embed, vocab: int, dim: int) -> None:
+    tokens: Table
+
+    def __init__(self, embed: spec.Embed, vocab: int | None, dim: int) -> None:
         super().__init__()
         self.scale = embed.scale
-        self.tokens = Table(vocab, dim)
-        self.positions = None if embed.position is None else Table(embed.position.length, dim)
-        self.norm = build_norm(embed.norm, dim)
+        self.position = embed.position
+        width, own = embed.width(dim), embed.projection
+        if vocab is not None:
+            self.tokens = Table(vocab, width)
+        projection: Linear | None = None if own is None else Linear(width, (dim,), bias=own.bias)
+        late = isinstance(own, spec.Factorised)
+        self.projection = None if late else projection
+        self.last = projection if late else None
+        width = width if late else dim
+        position = embed.position
+        self.positions = Table(position.rows, width) if isinstance(position, spec.Learned) else None
+        self.segments = Table(embed.segments, width) if embed.segments else None
+        self.norm = build_norm(embed.norm, width)
 
-    def forward(self, input_ids: Tensor | None, inputs_embeds: Tensor | None, layout: Layout) -> Tensor:
-        """Embed `input_ids` [batch, time], or take `inputs_embeds` [batch, time, dim] in their place.
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        layout: Layout,
+        segments: Tensor | None = None,
+        tokens: Table | None = None,
+    ) -> Tensor:
+        """Embed `input_ids` [batch, time] of `segments` [batch, time] (default: all 0), or take `inputs_embeds`
+        [batch, time, width] in the place of the token vectors.
 
         Raises DataError when an id or a position lies beyond its table (on a GPU the device's own assertion does).
         """
         if inputs_embeds is None:
             assert input_ids is not None
-            x = _look_up(self.tokens, input_ids, "id {} is not in the vocabulary of {}")
+            x = _look_up(tokens or self.tokens, input_ids, "id {} is not in the vocabulary of {}")
         else:
             x = inputs_embeds
+        if self.projection is not None:
+            x = self.projection(x)
         if self.scale != 1.0:
             x = x * self.scale
-        if self.positions is not None:
-            positions = layout.positions[:1] if layout.positions.stride(0) == 0 else layout.positions
-            x = x + _look_up(self.positions, positions, "position {} lies beyond the {} learned positions")
-        return x if self.norm is None else self.norm(x)
+        if self.position is not None:
+            x = x + self._position(self.position, input_ids, layout, x)
+        if self.segments is not None:
+            if segments is None:
+                x = x + self.segments.weight[0]
+            else:
+                x = x + _look_up(self.segments, segments, "token type {} is not among the {} of the model")
+        elif segments is not None:
+            raise DataError("this model has no segments: leave out token_type_ids")
+        if self.norm is not None:
+            x = self.norm(x)
+        return x if self.last is None else self.last(x)
+
+    def _position(
+        self, position: spec.Learned | spec.Sinusoidal, input_ids: Tensor | None, layout: Layout, x: Tensor
+    ) -> Tensor:
+        if isinstance(position, spec.Sinusoidal):
+            return sinusoids(_once(layout.positions), x.shape[-1], x.dtype)
+        assert self.positions is not None
+        positions = layout.positions_from_padding() if position.from_padding else layout.positions
+        if position.padding is not None and input_ids is not None and not layout.positions_given:
+            real = input_ids != position.padding
+            positions = real.cumsum(1) * real - 1
+        positions = _once(positions)
+        if position.offset:
+            positions = positions + position.offset
+        return _look_up(self.positions, positions, "position {} lies beyond the {} learned positions")
+
+
+def _once(positions: Tensor) -> Tensor:
+    """Return one row of positions [batch, time] where every row is the same tensor."""
+    return positions[:1] if positions.stride(0) == 0 else positions
 
 
 def _look_up(table: Table, index: Tensor, message: str) -> Tensor:

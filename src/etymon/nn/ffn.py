@@ -26,6 +26,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "relu": F.relu,
     "relu2": relu2,
     "silu": F.silu,
+    "tanh": torch.tanh,
 }
 
 

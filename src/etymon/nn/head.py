@@ -1,4 +1,4 @@
-"""The language-model head: logits, and a loss that never holds all of them."""
+"""Heads: the language model's, whose loss never holds all logits, and those that judge tokens or whole texts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etymon import spec
+from etymon.errors import DataError
 from etymon.nn import gemm
+from etymon.nn.ffn import ACTIVATIONS
 from etymon.nn.linear import Linear
+from etymon.nn.norm import build_norm
 
 IGNORE = -100  # the target of a position at which nothing is trained
 CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MB in fp32 stays near the caches and is still a large matmul
@@ -19,12 +22,29 @@ class LMHead(nn.Module):
 
     def __init__(self, head: spec.LM, vocab: int, dim: int) -> None:
         super().__init__()
-        self.linear = Linear(dim, (vocab,), bias=head.bias)
+        self.spec = head
+        narrow = head.projection
+        if isinstance(narrow, spec.Transform):
+            self.projection: nn.Module | None = Transform(narrow, dim)
+        else:
+            self.projection = None if narrow is None else Linear(dim, (narrow.width,), bias=narrow.bias)
+        self.linear = Linear(dim if narrow is None else narrow.width, (vocab,), bias=head.bias)
         self.tied = head.tied
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., vocab]."""
-        return self.linear(hidden)
+        hidden = self._prepared(hidden)
+        logits = gemm.linear(hidden, self._rows(), self.linear.bias) if self.spec.normalised else self.linear(hidden)
+        cap = self.spec.softcap
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def _prepared(self, hidden: Tensor) -> Tensor:
+        if self.projection is not None:
+            hidden = self.projection(hidden)
+        return hidden if self.spec.scale == 1.0 else hidden * self.spec.scale
+
+    def _rows(self) -> Tensor:
+        return F.normalize(self.linear.weight) if self.spec.normalised else self.linear.weight
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the summed negative log-likelihood of `targets` [...], an fp32 scalar; targets of -100 count nothing.
@@ -40,24 +60,127 @@ class LMHead(nn.Module):
         if not isinstance(self.linear, nn.Linear):  # a quantised head has no weight to train
             loss = torch.zeros((), device=hidden.device)
             for start in range(0, len(targets), 1024):
-                logits = self.linear(hidden[start : start + 1024]).float()
+                logits = self(hidden[start : start + 1024]).float()
                 loss += F.cross_entropy(logits, targets[start : start + 1024], reduction="sum")
             return loss
-        return linear_cross_entropy(hidden, self.linear.weight, self.linear.bias, targets)
+        hidden = self._prepared(hidden)
+        return linear_cross_entropy(hidden, self._rows(), self.linear.bias, targets, self.spec.softcap)
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-    """Return sum(-log softmax(hidden @ weight.T + bias)[targets]) over rows: hidden [n, dim], weight [vocab, dim]."""
+class Transform(nn.Module):
+    """norm(act(x W + b))."""
+
+    def __init__(self, transform: spec.Transform, dim: int) -> None:
+        super().__init__()
+        self.dense = Linear(dim, (transform.width,), bias=transform.bias)
+        self.activation = ACTIVATIONS[transform.activation]
+        self.norm = build_norm(transform.norm, transform.width) or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply to `x` [..., dim]."""
+        return self.norm(self.activation(self.dense(x)))
+
+
+class Discriminator(nn.Module):
+    """hidden [batch, time, dim] → one logit per token [batch, time]: was it replaced?"""
+
+    tied = False
+
+    def __init__(self, head: spec.Discriminator, dim: int) -> None:
+        super().__init__()
+        self.dense = Linear(dim, (dim,), bias=True)
+        self.activation = ACTIVATIONS[head.activation]
+        self.linear = Linear(dim, (1,), bias=True)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the logits [batch, time]."""
+        return self.linear(self.activation(self.dense(hidden))).squeeze(-1)
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the summed binary cross-entropy of `targets` [batch, time]: 1 replaced, 0 not, -100 ignored."""
+        trained = targets != IGNORE
+        logits, wanted = self(hidden)[trained].float(), targets[trained].float()
+        return F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
+
+
+class Classify(nn.Module):
+    """hidden [batch, time, dim] → logits [batch, classes], read off the first token."""
+
+    tied = False
+
+    def __init__(self, head: spec.Classify, dim: int) -> None:
+        super().__init__()
+        self.dense = Linear(dim, (dim,), bias=True)
+        self.activation = ACTIVATIONS[head.activation]
+        self.linear = Linear(dim, (head.classes,), bias=True)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the logits [batch, classes]."""
+        return self.linear(self.activation(self.dense(hidden[:, 0])))
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the summed negative log-likelihood of the classes `targets` [batch]; -100 counts nothing."""
+        return F.cross_entropy(self(hidden).float(), targets, ignore_index=IGNORE, reduction="sum")
+
+
+class Pooler(nn.Module):
+    """No logits: hidden [batch, time, dim] → act(dense(first token)) [batch, dim], or None without a pooler."""
+
+    tied = False
+    linear = None
+
+    def __init__(self, head: spec.Hidden, dim: int) -> None:
+        super().__init__()
+        self.dense = Linear(dim, (dim,), bias=True) if head.pooler else None
+        self.activation = ACTIVATIONS[head.pooler] if head.pooler else None
+
+    def forward(self, hidden: Tensor) -> Tensor | None:
+        """Return the pooled first token [batch, dim]."""
+        if self.dense is None or self.activation is None:
+            return None
+        return self.activation(self.dense(hidden[:, 0]))
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Refuse: there is nothing to train."""
+        raise DataError("this model has no head: it gives hidden states, and no loss")
+
+
+Head = LMHead | Discriminator | Classify | Pooler
+
+
+def build_head(head: spec.Head, vocab: int, dim: int) -> Head:
+    """Build the module of a head."""
+    match head:
+        case spec.LM():
+            return LMHead(head, vocab, dim)
+        case spec.Discriminator():
+            return Discriminator(head, dim)
+        case spec.Classify():
+            return Classify(head, dim)
+        case spec.Hidden():
+            return Pooler(head, dim)
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, softcap: float | None = None
+) -> Tensor:
+    """Return sum(-log softmax(z)[targets]) over rows, z = hidden @ weight.T + bias (hidden [n, dim], weight
+    [vocab, dim]), or softcap * tanh(z / softcap)."""
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    return _LinearCrossEntropy.apply(hidden, weight, bias, targets)
+    return _LinearCrossEntropy.apply(hidden, weight, bias, targets, softcap)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+        ctx: torch.autograd.function.FunctionCtx,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        softcap: float | None,
     ) -> Tensor:
         needs = ctx.needs_input_grad  # type: ignore[attr-defined]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -70,12 +193,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 h = hidden[start : start + rows]
                 t = targets[start : start + rows, None]
                 logits = gemm.linear(h, weight, None if bias is None else bias.to(h.dtype)).float()
+                slope = None
+                if softcap is not None:
+                    capped = torch.tanh(logits / softcap)
+                    logits, slope = capped * softcap, 1 - capped * capped
                 log_z = logits.logsumexp(1, keepdim=True)
                 loss += (log_z - logits.gather(1, t)).sum()
                 if not (needs[0] or needs[1]):
                     continue
                 d_logits = logits.sub_(log_z).exp_()
                 d_logits.scatter_add_(1, t, torch.full_like(log_z, -1.0))
+                if slope is not None:
+                    d_logits *= slope
                 if d_bias is not None:
                     d_bias += d_logits.sum(0)
                 d_logits = d_logits.to(h.dtype)
@@ -95,5 +224,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None if d_hidden is None else d_hidden * grad.to(d_hidden.dtype),
             None if d_weight is None else (d_weight * grad).to(ctx.weight_dtype),  # type: ignore[attr-defined]
             None if d_bias is None else d_bias * grad,
+            None,
             None,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -9,9 +10,19 @@ from torch import Tensor
 
 from etymon import spec
 from etymon.errors import DataError
-from etymon.nn.position import rotary_table
+from etymon.nn.position import alibi_slopes, rotary_table
 from etymon.nn.runs import Runs
 from etymon.nn.state import State
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a decoder reads besides its own tokens: `hidden` [batch, keys, dim], or None where the state holds its keys
+    and values; `mask` broadcasts to [batch, 1, time, keys]."""
+
+    hidden: Tensor | None
+    keys: int
+    mask: Tensor | None
 
 
 class Layout:
@@ -36,7 +47,10 @@ class Layout:
         self.device = device
         self.documents = documents
         self.columns: int | Tensor = 0
+        self.source: Source | None = None
+        self.bias: Tensor | None = None  # added to the scores of every self-attention, [batch or 1, heads, time, keys]
         self._masks: dict[tuple[spec.Visibility, int | None], tuple[Tensor | None, bool]] = {}
+        self._biases: dict[tuple[spec.Visibility, int | None, spec.ALiBi, int, torch.dtype], Tensor] = {}
         self._rotary: dict[tuple[spec.Rope, torch.dtype], tuple[Tensor, Tensor]] = {}
         offsets = torch.arange(self.time, device=device)
         self.keys = self.time
@@ -58,6 +72,7 @@ class Layout:
             self.columns = first + offsets if self.ragged else longest
         self.first = first
         self.offsets = offsets
+        self.positions_given = position_ids is not None
         self.positions = (first + offsets).expand(shape) if position_ids is None else position_ids.expand(shape)
         self.attention_mask = None
         if attention_mask is not None:
@@ -78,6 +93,12 @@ class Layout:
             real = self.attention_mask.gather(1, self.columns)
         return Runs(self.documents, real)
 
+    def positions_from_padding(self) -> Tensor:
+        """Return positions [batch or 1, time] that count the real tokens, -1 for padding, unless they were given."""
+        if self.positions_given or self.attention_mask is None:
+            return self.positions
+        return (self.attention_mask.cumsum(1) * self.attention_mask - 1)[:, -self.time :]
+
     def rotary(self, rope: spec.Rope, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Return cos and sin [batch or 1, time, 1, rope.dim / 2] for these positions."""
         if (rope, dtype) not in self._rotary:
@@ -97,6 +118,14 @@ class Layout:
         return self._masks[visibility, window]
 
     def _visible(self, visibility: spec.Visibility, window: int | None) -> tuple[Tensor | None, bool]:
+        mask, is_causal = self._plainest(visibility, window)
+        if self.bias is None:
+            return mask, is_causal
+        if is_causal:
+            mask = self.mask(visibility, window)
+        return (self.bias if mask is None else self.bias.masked_fill(~mask, -torch.inf)), False
+
+    def _plainest(self, visibility: spec.Visibility, window: int | None) -> tuple[Tensor | None, bool]:
         causal = isinstance(visibility, spec.Causal)
         if window is not None and window >= self.keys:
             window = None
@@ -108,16 +137,40 @@ class Layout:
                 return None, False
             if self.keys == self.time:
                 return None, True
-        query = (self.first + self.offsets).expand(self.batch if self.ragged else 1, self.time)[:, None, :, None]
-        key = torch.arange(self.keys, device=self.device)[None, None, None, :]
-        mask = key <= query if causal or self.ragged else torch.ones_like(key <= query)
+        if self.attention_mask is not None and not causal and window is None and self.documents is None:
+            # one row serves all queries; a sequence of nothing but padding sees all of it
+            return (self.attention_mask | ~self.attention_mask.any(1, keepdim=True))[:, None, None, :], False
+        return self.mask(visibility, window), False
+
+    def mask(self, visibility: spec.Visibility, window: int | None) -> Tensor:
+        """Return a bool mask broadcastable to [batch, 1, time, keys], whatever the kernels could do by themselves."""
+        causal = isinstance(visibility, spec.Causal)
+        distance = self.distance()
+        mask = distance <= 0 if causal or self.ragged else torch.ones_like(distance, dtype=torch.bool)
         if window is not None:
-            mask = mask & (query - key < window)
+            mask = mask & (distance > -window)
             if not causal:
-                mask = mask & (key - query < window)
+                mask = mask & (distance < window)
         if self.documents is not None:
             mask = mask & (self.documents[:, None, :, None] == self.documents[:, None, None, :])
         if self.attention_mask is not None:
             # a padded position still sees itself, so that no softmax is over nothing
-            mask = (mask & self.attention_mask[:, None, None, :]) | (key == query)
-        return mask, False
+            mask = (mask & self.attention_mask[:, None, None, :]) | (distance == 0)
+        return mask
+
+    def distance(self) -> Tensor:
+        """Return column of the key minus column of the query, [batch or 1, 1, time, keys]."""
+        query = (self.first + self.offsets).expand(self.batch if self.ragged else 1, self.time)[:, None, :, None]
+        return torch.arange(self.keys, device=self.device) - query
+
+    def alibi(
+        self, visibility: spec.Visibility, window: int | None, alibi: spec.ALiBi, heads: int, dtype: torch.dtype
+    ) -> Tensor:
+        """Return what `alibi` adds to the scores of `heads` heads, -inf where hidden: [batch or 1, heads,
+        time, keys]."""
+        key = (visibility, window, alibi, heads, dtype)
+        if key not in self._biases:
+            slopes = alibi_slopes(alibi, heads).to(self.device)[:, None, None]
+            bias = (self.distance().abs() * -slopes).to(dtype)
+            self._biases[key] = bias.masked_fill(~self.mask(visibility, window), -torch.inf)
+        return self._biases[key]

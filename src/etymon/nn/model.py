@@ -4,41 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from etymon.errors import DataError
+from etymon.errors import ConfigError, DataError
+from etymon.nn.attention import CrossAttention
 from etymon.nn.block import Stack, Sub
 from etymon.nn.embed import Embed
-from etymon.nn.head import IGNORE, LMHead
-from etymon.nn.layout import Layout
+from etymon.nn.head import IGNORE, Pooler, build_head
+from etymon.nn.layout import Layout, Source
 from etymon.nn.linear import Linear
+from etymon.nn.moe import Experts, MoE
 from etymon.nn.norm import RMSNorm
-from etymon.nn.state import State
+from etymon.nn.state import Cell, Mixer, State
 from etymon.spec import ModelSpec
 
 
 @dataclass
 class Output:
-    """What a call returns; `hidden_states` are the stream before every block, then the final normed one."""
+    """What a call returns; `hidden_states` are the stream before every block, then the final normed one.
 
-    last_hidden_state: Tensor
+    Of a model with both stacks these are the decoder's, and the encoder's stand beside them.
+    """
+
+    last_hidden_state: Any  # Tensor; None only inside a call
     logits: Tensor | None = None
     loss: Tensor | None = None
     hidden_states: tuple[Tensor, ...] | None = None
+    pooler_output: Tensor | None = None
+    encoder_last_hidden_state: Tensor | None = None
+    encoder_hidden_states: tuple[Tensor, ...] | None = None
 
 
 class Model(nn.Module):
-    """A decoder-only language model built from its spec."""
+    """A language model built from its spec: a decoder, an encoder, or a decoder behind an encoder."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
         self.spec = spec
         self.embed = Embed(spec.embed, spec.vocab, spec.dim)
-        self.decoder = Stack(spec.decoder, spec.dim)
-        self.head = LMHead(spec.head, spec.vocab, spec.width)
+        self.encoder_embed = None if spec.encoder_embed is None else Embed(spec.encoder_embed, None, spec.dim)
+        self.encoder = None if spec.encoder is None else Stack(spec.encoder, spec.dim)
+        self.decoder = None if spec.decoder is None else Stack(spec.decoder, spec.dim)
+        self.head = build_head(spec.head, spec.vocab, spec.width)
         self.tie()
 
     def tie(self) -> None:
@@ -62,9 +73,16 @@ class Model(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         *,
+        token_type_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        decoder_position_ids: Tensor | None = None,
+        decoder_inputs_embeds: Tensor | None = None,
+        encoder_outputs: Any = None,
         labels: Tensor | None = None,
         documents: Tensor | None = None,
+        decoder_documents: Tensor | None = None,
         state: State | None = None,
         output_hidden_states: bool = False,
         logits_to_keep: int = 0,
@@ -75,49 +93,212 @@ class Model(nn.Module):
         attention_mask [batch, time] (with a state [batch, held + time]) is 1 for real tokens, 0 for padding on either
         side. position_ids [batch, time] default to 0, 1, … (with a state, to what follows the tokens held): for a
         left-padded batch of a model with learned positions, pass `attention_mask.cumsum(-1) - 1`, clamped at 0.
+        token_type_ids [batch, time] say to which segment a token belongs (default: 0).
         documents [batch, time] confines attention to tokens of equal id (packing). A state gets the tokens appended.
-        labels [batch, time] are ids aligned with input_ids (-100 is ignored): `loss` is the mean over predicted ones.
+        labels are [batch, time] ids (-100 is ignored); a decoder alone must predict each from those before it, other
+        models at its own place. `loss` is the mean over those predicted.
         logits_to_keep returns the logits of the last n positions only (0: all); logits=False none.
+
+        With an encoder and a decoder, these arguments are the source's; the decoder's begin with `decoder_`, and
+        without decoder_input_ids the decoder reads the labels, shifted behind the spec's `start`. `encoder_outputs`
+        (what `encode` or the reference returns, or [batch, time, dim]) saves encoding again; a state that has seen the
+        source needs neither.
 
         Raises DataError for ids out of range, a mask of the wrong shape, or input beyond the learned positions.
         """
-        tokens = input_ids if input_ids is not None else inputs_embeds
-        if tokens is None or (input_ids is not None and inputs_embeds is not None):
-            raise DataError("pass exactly one of input_ids and inputs_embeds")
-        if input_ids is not None and input_ids.dim() != 2:
-            raise DataError(f"input_ids must be [batch, time], got shape {tuple(input_ids.shape)}")
-        layout = Layout(
-            (tokens.shape[0], tokens.shape[1]),
-            tokens.device,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            documents=documents,
-            state=state,
-        )
+        if self.encoder is not None and self.decoder is not None:
+            encoded = self._encoded(
+                encoder_outputs, input_ids, inputs_embeds, attention_mask, position_ids, token_type_ids, documents,
+                output_hidden_states,
+            )  # fmt: skip
+            if decoder_input_ids is None and decoder_inputs_embeds is None and labels is not None:
+                decoder_input_ids = self._shifted(labels)
+            layout = _layout(
+                decoder_input_ids, decoder_inputs_embeds, decoder_attention_mask, decoder_position_ids,
+                decoder_documents, state, "decoder_",
+            )  # fmt: skip
+            layout.source = _source(encoded, attention_mask, documents, decoder_documents, state, layout.device)
+            ids, embeds, segments, trunk = decoder_input_ids, decoder_inputs_embeds, None, self.decoder
+        else:
+            encoded = Output(None)
+            layout = _layout(input_ids, inputs_embeds, attention_mask, position_ids, documents, state)
+            ids, embeds, segments, trunk = input_ids, inputs_embeds, token_type_ids, self.trunk
+            if any(x is not None for x in (decoder_input_ids, decoder_inputs_embeds, encoder_outputs)):
+                raise DataError("this model has no decoder behind an encoder: pass input_ids")
+            if state is not None and self.decoder is None:
+                raise DataError("an encoder sees its whole input at once: it cannot take a state")
         trace: list[Tensor] | None = [] if output_hidden_states else None
-        x = self.embed(input_ids, inputs_embeds, layout)
-        x = self.decoder(x, layout, iter(state.cells) if state is not None else None, trace)
+        x = self.embed(ids, embeds, layout, segments)
+        x = trunk(x, layout, iter(state.cells) if state is not None else None, trace)
         if state is not None:
             state.lengths += layout.time
-        result = Output(last_hidden_state=x, hidden_states=None if trace is None else tuple(trace))
-        if logits:
+        result = Output(
+            last_hidden_state=x,
+            hidden_states=None if trace is None else tuple(trace),
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
+        )
+        if isinstance(self.head, Pooler):
+            result.pooler_output = self.head(x)
+        elif logits:
             result.logits = self.head(x[:, -logits_to_keep:])
         if labels is not None:
-            targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
+            targets = labels
+            if self.encoder is None:
+                targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
             result.loss = self.head.loss(x, targets) / (targets != IGNORE).sum()
         return result
 
-    def new_state(self, rows: int, capacity: int, dtype: torch.dtype | None = None) -> State:
-        """Allocate an empty state for `rows` sequences of up to `capacity` tokens."""
+    def encode(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        token_type_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        documents: Tensor | None = None,
+        output_hidden_states: bool = False,
+    ) -> Output:
+        """Run the encoder alone; arguments as in `forward`. Raises DataError where there is none."""
+        if self.encoder is None:
+            raise DataError("this model has no encoder")
+        layout = _layout(input_ids, inputs_embeds, attention_mask, position_ids, documents, None)
+        trace: list[Tensor] | None = [] if output_hidden_states else None
+        embed = self.embed if self.encoder_embed is None else self.encoder_embed
+        x = embed(input_ids, inputs_embeds, layout, token_type_ids, self.embed.tokens)
+        x = self.encoder(x, layout, None, trace)
+        return Output(last_hidden_state=x, hidden_states=None if trace is None else tuple(trace))
+
+    def _encoded(
+        self,
+        given: Any,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        token_type_ids: Tensor | None,
+        documents: Tensor | None,
+        output_hidden_states: bool,
+    ) -> Output:
+        """Return what the encoder makes of the source, or what was `given` in its place; empty without either."""
+        if given is None and (input_ids is not None or inputs_embeds is not None):
+            return self.encode(
+                input_ids,
+                attention_mask,
+                position_ids,
+                token_type_ids=token_type_ids,
+                inputs_embeds=inputs_embeds,
+                documents=documents,
+                output_hidden_states=output_hidden_states,
+            )
+        hidden = getattr(given, "last_hidden_state", given)
+        return Output(hidden[0] if isinstance(hidden, tuple | list) else hidden, None)
+
+    def _shifted(self, labels: Tensor) -> Tensor:
+        """Return the labels one place later, behind the id with which the decoder begins."""
+        if self.spec.start is None:
+            raise DataError("this model's decoder begins with an id of your choice: pass decoder_input_ids")
+        return F.pad(labels.masked_fill(labels == IGNORE, self.spec.start)[:, :-1], (1, 0), value=self.spec.start)
+
+    @property
+    def trunk(self) -> Stack:
+        """The stack whose result the head reads: the decoder, or the encoder where there is none."""
+        trunk = self.encoder if self.decoder is None else self.decoder
+        assert trunk is not None
+        return trunk
+
+    def new_state(
+        self, rows: int, capacity: int, dtype: torch.dtype | None = None, source_capacity: int | None = None
+    ) -> State:
+        """Allocate an empty state for `rows` sequences of up to `capacity` tokens, and where the decoder stands behind
+        an encoder, for sources of up to `source_capacity` (default: the model's context). Raises ConfigError for a
+        model without a decoder."""
+        if self.decoder is None:
+            raise ConfigError(f"{self.spec.name} is an encoder: it cannot generate, so it has no state")
         dtype = dtype or self.dtype
-        cells = [mixer.new_state(rows, capacity, dtype, self.device) for mixer in self.decoder.mixers()]
-        return State(cells, torch.zeros(rows, dtype=torch.int64), capacity)
+        source_capacity = source_capacity or self.spec.context
+        cells: list[Cell] = []
+        for mixer in self.decoder.mixers():
+            columns = source_capacity if isinstance(mixer, CrossAttention) else capacity
+            cells.append(mixer.new_state(rows, columns, dtype, self.device))
+        source = None if self.encoder is None else torch.zeros(rows, source_capacity, dtype=torch.bool)
+        return State(cells, torch.zeros(rows, dtype=torch.int64), capacity, source)
+
+    def mixtures(self) -> Iterator[tuple[str, MoE]]:
+        """Yield the mixtures of experts with their names; their `load` and `logits` tell how the last call went."""
+        for name, module in self.named_modules():
+            if isinstance(module, MoE):
+                yield name, module
 
     def matrices(self) -> Iterator[tuple[str, Linear]]:
-        """Yield the linear layers of the stack with their names: what quantisers, adapters and Muon work on."""
-        for name, module in self.decoder.named_modules(prefix="decoder"):
-            if isinstance(module, Linear):
-                yield name, module
+        """Yield the linear layers of the stacks with their names: what quantisers, adapters and Muon work on."""
+        for prefix, stack in (("encoder", self.encoder), ("decoder", self.decoder)):
+            if stack is not None:
+                for name, module in stack.named_modules(prefix=prefix):
+                    if isinstance(module, Linear):
+                        yield name, module
+
+
+def _layout(
+    input_ids: Tensor | None,
+    inputs_embeds: Tensor | None,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    documents: Tensor | None,
+    state: State | None,
+    prefix: str = "",
+) -> Layout:
+    tokens = input_ids if input_ids is not None else inputs_embeds
+    if tokens is None or (input_ids is not None and inputs_embeds is not None):
+        raise DataError(f"pass exactly one of {prefix}input_ids and {prefix}inputs_embeds")
+    if input_ids is not None and input_ids.dim() != 2:
+        raise DataError(f"{prefix}input_ids must be [batch, time], got shape {tuple(input_ids.shape)}")
+    return Layout(
+        (tokens.shape[0], tokens.shape[1]),
+        tokens.device,
+        attention_mask=attention_mask,
+        position_ids=position_ids,
+        documents=documents,
+        state=state,
+    )
+
+
+def _source(
+    encoded: Output,
+    attention_mask: Tensor | None,
+    documents: Tensor | None,
+    decoder_documents: Tensor | None,
+    state: State | None,
+    device: torch.device,
+) -> Source:
+    """Return what cross-attention sees: the `encoded` source, which a state keeps, or the one that it has kept."""
+    hidden = encoded.last_hidden_state
+    if hidden is None:
+        if state is None or state.source is None or not state.source.any():
+            raise DataError("the decoder has no source: pass input_ids or encoder_outputs")
+        keys = int(state.source.any(0).nonzero().max()) + 1
+        real = state.source[:, :keys]
+        mask = None if bool(real.all()) else real[:, None, None, :].to(device)
+        return Source(None, keys, mask)
+    batch, keys = hidden.shape[:2]
+    real = torch.ones(batch, keys, dtype=torch.bool, device=hidden.device)
+    if attention_mask is not None:
+        if attention_mask.shape != real.shape:
+            raise DataError(f"attention_mask has shape {tuple(attention_mask.shape)}, expected {tuple(real.shape)}")
+        real = attention_mask.bool()
+    if state is not None:
+        if state.source is None or state.source.shape[1] < keys:
+            room = 0 if state.source is None else state.source.shape[1]
+            raise DataError(f"a source of {keys} tokens does not fit a state made for {room}")
+        state.source.zero_()
+        state.source[:, :keys] = real.cpu()
+    mask = None if bool(real.all()) else real[:, None, None, :]
+    if (documents is None) != (decoder_documents is None):
+        raise DataError("packing needs both documents and decoder_documents")
+    if documents is not None and decoder_documents is not None:
+        mask = (decoder_documents[:, None, :, None] == documents[:, None, None, :]) & real[:, None, None, :]
+    return Source(hidden, keys, mask)
 
 
 def build(
@@ -146,7 +327,7 @@ def initialise(model: Model, seed: int) -> None:
     def normal(weight: Tensor, std: float) -> None:
         weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
 
-    outputs: list[Linear] = []
+    outputs: list[Tensor] = []
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             normal(module.weight, 0.02)
@@ -159,12 +340,17 @@ def initialise(model: Model, seed: int) -> None:
             else:
                 normal(module.weight, (3 * module.in_features) ** -0.5)
         elif isinstance(module, nn.LayerNorm | RMSNorm):
-            module.weight.fill_(1.0)
+            if module.weight is not None:
+                module.weight.fill_(1.0 - module.offset if isinstance(module, RMSNorm) else 1.0)
             if isinstance(module, nn.LayerNorm) and module.bias is not None:
                 module.bias.zero_()
-        elif isinstance(module, Sub) and module.output is not None:
-            outputs.append(module.output)
+        elif isinstance(module, Experts):
+            for weight in (module.up, module.down):
+                normal(weight, (3 * weight.shape[2]) ** -0.5)
+        elif isinstance(module, Sub):
+            outputs.extend(module.outputs)
     for output in outputs:
-        output.weight.zero_()
-    for mixer in model.decoder.mixers():
-        mixer.initialise(generator)
+        output.zero_()
+    for module in model.modules():
+        if isinstance(module, Mixer):
+            module.initialise(generator)

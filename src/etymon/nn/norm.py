@@ -12,15 +12,19 @@ from etymon import spec
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension, computed in fp32 and rounded before the scale is applied."""
+    """x / rms(x) * (offset + weight) over the last dimension, computed in fp32 and rounded before the scale is applied,
+    unless there is an offset, which half precision would round away."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, offset: float = 0.0) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
+        self.offset = offset
+        self.weight = nn.Parameter(torch.full((width,), 1.0 - offset))
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `x` [..., width]."""
+        if self.offset:
+            return F.rms_norm(x.float(), self.weight.shape, self.weight.float() + self.offset, self.eps).to(x.dtype)
         if x.dtype == torch.float32 == self.weight.dtype:
             if torch.is_grad_enabled() and not torch.compiler.is_compiling():
                 return _RMSNorm.apply(x, self.weight, self.eps)
@@ -53,5 +57,5 @@ def build_norm(norm: spec.Norm | None, width: int) -> nn.Module | None:
     if norm is None:
         return None
     if isinstance(norm, spec.LayerNorm):
-        return nn.LayerNorm(width, eps=norm.eps, bias=norm.bias)
-    return RMSNorm(width, norm.eps)
+        return nn.LayerNorm(width, eps=norm.eps, elementwise_affine=norm.scale, bias=norm.bias)
+    return RMSNorm(width, norm.eps, norm.offset)

@@ -1,21 +1,24 @@
-"""Rotary position embedding and its context extensions."""
+"""Rotary position embedding with its context extensions, and slopes of scores that fall with distance."""
 
 from __future__ import annotations
 
 import math
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from etymon import spec
 
 
-@cache
+@lru_cache(maxsize=256)  # a scaling that depends on the length has one entry per length
 @torch.inference_mode(False)  # what is kept must serve training too
-def frequencies(rope: spec.Rope, device: torch.device | str = "cpu") -> tuple[Tensor, float]:
-    """Return the angle per position of every rotated pair, [dim / 2] in fp32, and the factor on cos and sin."""
+def frequencies(rope: spec.Rope, device: torch.device | str = "cpu", length: int = 0) -> tuple[Tensor, float]:
+    """Return the angle per position of every rotated pair, [dim / 2] in fp32, and the factor on cos and sin.
+
+    `length` is that of the input, on which some scalings depend.
+    """
     exponent = torch.arange(0, rope.dim, 2, dtype=torch.int64, device=device).float() / rope.dim
     inv_freq = 1.0 / rope.base**exponent
     match rope.scaling:
@@ -28,6 +31,12 @@ def frequencies(rope: spec.Rope, device: torch.device | str = "cpu") -> tuple[Te
             smooth = (s.original_context / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
             smooth = smooth.clamp(0, 1)
             return (1 - smooth) * inv_freq / s.factor + smooth * inv_freq, 1.0
+        case spec.DynamicScaling() as s:
+            grown = s.factor * max(length, s.original_context) / s.original_context - (s.factor - 1)
+            return 1.0 / (rope.base * grown ** (rope.dim / (rope.dim - 2))) ** exponent, 1.0
+        case spec.LongRopeScaling() as s:
+            factors = s.long if length > s.original_context else s.short
+            return inv_freq / torch.tensor(factors, device=inv_freq.device), s.attention_factor
         case spec.YarnScaling() as s:
             return _yarn(rope, s, inv_freq)
 
@@ -49,7 +58,8 @@ def _yarn(rope: spec.Rope, s: spec.YarnScaling, inv_freq: Tensor) -> tuple[Tenso
 
 def rotary_table(rope: spec.Rope, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return cos and sin [batch, time, 1, dim / 2] at `positions` [batch, time], computed in fp32."""
-    inv_freq, factor = frequencies(rope, positions.device)
+    by_length = isinstance(rope.scaling, spec.DynamicScaling | spec.LongRopeScaling)
+    inv_freq, factor = frequencies(rope, positions.device, int(positions.max()) + 1 if by_length else 0)
     angles = positions[:, :, None, None] * inv_freq
     cos, sin = angles.cos(), angles.sin()
     if factor != 1.0:
@@ -97,3 +107,48 @@ class _Rotate(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
         return _rotate(dy, cos, sin, ctx.heads, sign=-1), None, None, None
+
+
+def alibi_slopes(alibi: spec.ALiBi, heads: int) -> Tensor:
+    """Return the slope of every head [heads] in fp32.
+
+    For a power of two they are 2 ** (-max_exponent * i / heads), i = 1, 2, …; other numbers of heads take the slopes of
+    the power of two below, then every other slope of the power of two above.
+    """
+
+    def steps(count: int) -> list[float]:
+        return [alibi.scale * 2.0 ** (-alibi.max_exponent * i / count) for i in range(1, count + 1)]
+
+    below = 1 << (heads.bit_length() - 1)
+    return torch.tensor(steps(below) + steps(2 * below)[::2][: heads - below])
+
+
+def sinusoids(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
+    """Return the fixed vectors [batch, time, width] of `positions` [batch, time]: sines, then cosines."""
+    wave = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width
+    angles = positions[:, :, None].double() / 10000.0**wave
+    return torch.cat((angles.sin(), angles[..., : width // 2].cos()), -1).to(dtype)
+
+
+class BucketBias(nn.Module):
+    """A learned bias per head and bucket of distances."""
+
+    def __init__(self, bias: spec.BucketBias, visibility: spec.Visibility) -> None:
+        super().__init__()
+        self.max_distance = bias.max_distance
+        self.both_ways = not isinstance(visibility, spec.Causal)
+        self.table = nn.Embedding(bias.buckets, bias.heads)
+
+    def forward(self, distance: Tensor) -> Tensor:
+        """Return the bias [batch or 1, heads, time, keys] at distances (key - query) [batch or 1, 1, time, keys]."""
+        return self.table(self._bucket(distance[:, 0])).permute(0, 3, 1, 2)
+
+    def _bucket(self, offset: Tensor) -> Tensor:
+        """Return the bucket of every offset (key - query)."""
+        buckets = self.table.num_embeddings // 2 if self.both_ways else self.table.num_embeddings
+        distance = offset.abs() if self.both_ways else (-offset).clamp(min=0)
+        exact = buckets // 2
+        growth = (distance.clamp(min=exact).float() / exact).log() / math.log(self.max_distance / exact)
+        far = (exact + (growth * (buckets - exact)).long()).clamp(max=buckets - 1)
+        bucket = torch.where(distance < exact, distance, far)
+        return bucket + buckets * (offset > 0) if self.both_ways else bucket

@@ -130,20 +130,39 @@ class Vectors:
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
+class SourceKeyValues(KeyValues):
+    """The keys and values that one cross-attention made of the source, written once per sequence."""
+
+    def rows(self, start: int, stop: int) -> SourceKeyValues:
+        """Return a view on some rows."""
+        return SourceKeyValues(self.keys[start:stop], self.values[start:stop])
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copy one row onto another, whole: `length` counts the decoder's tokens."""
+        self.keys[target], self.values[target] = self.keys[source], self.values[source]
+
+    def reset(self, row: int) -> None:
+        """Nothing to do: a source stays until another one is written over it."""
+
+
 class State:
     """The memory of `rows` sequences in every operator of a model, and how many tokens each row holds.
 
-    `lengths` is a CPU tensor [rows]. A view made by `rows` shares storage and lengths with its origin.
+    `lengths` is a CPU tensor [rows]. A view made by `rows` shares storage and lengths with its origin. `source` [rows,
+    columns] on the CPU, there for decoders behind an encoder, says which columns hold a token of the row's source.
     """
 
-    def __init__(self, cells: Sequence[Cell], lengths: Tensor, capacity: int) -> None:
+    def __init__(self, cells: Sequence[Cell], lengths: Tensor, capacity: int, source: Tensor | None = None) -> None:
         self.cells = cells
         self.lengths = lengths
         self.capacity = capacity
+        self.source = source
 
     def rows(self, start: int, stop: int) -> State:
         """Return a view on rows start..stop-1; a model call on it appends to these rows only."""
-        return State([cell.rows(start, stop) for cell in self.cells], self.lengths[start:stop], self.capacity)
+        cells = [cell.rows(start, stop) for cell in self.cells]
+        source = None if self.source is None else self.source[start:stop]
+        return State(cells, self.lengths[start:stop], self.capacity, source)
 
     def truncate(self, row: int, length: int) -> None:
         """Forget everything after the first `length` tokens of a row.
@@ -172,6 +191,8 @@ class State:
         for cell in self.cells:
             cell.copy_row(source, target, length)
         self.lengths[target] = length
+        if self.source is not None:
+            self.source[target] = self.source[source]
 
     @property
     def nbytes(self) -> int:

@@ -16,11 +16,13 @@ from etymon.spec import (
     LSTM,
     Attention,
     ChannelMix,
+    CrossAttention,
     Dense,
     DualSSM,
     Elman,
     Gated,
     ModelSpec,
+    MoE,
     Op,
     SelectiveSSM,
     TimeMix,
@@ -69,8 +71,8 @@ def training_memory(spec: ModelSpec, section: TrainSection, context: int) -> Mem
 def activations_per_token(spec: ModelSpec) -> int:
     """Return the numbers that the backward pass keeps of each token: inputs of norms, matrices and activations."""
     total = 2 * spec.dim
-    for block in spec.decoder.blocks:
-        for sub in block.subs:
+    for stack in spec.stacks:
+        for sub in stack.subs():
             total += 2 * spec.dim + _kept(sub.op, spec.dim)  # the stream, normed
     return total
 
@@ -80,6 +82,11 @@ def _kept(op: Op, dim: int) -> int:
     match op:
         case Attention():  # fused projection, rotated queries and keys with values, output of attention
             return 2 * (op.query_width + 2 * op.kv_width) + op.query_width
+        case CrossAttention():  # the keys and values are made of the source, taken to be as long
+            return 2 * (op.query_width + 2 * op.kv_width) + op.query_width
+        case MoE():  # the inputs and outputs of the chosen experts, and what is inside them
+            shared = _kept(op.shared.op, dim) if op.shared else 0
+            return op.router.k * (2 * dim + _kept(op.expert, dim)) + shared
         case Gated():
             return 5 * op.hidden
         case Dense():

@@ -78,7 +78,7 @@ def _rows(recipe: Recipe, spec: ModelSpec, corpus: Corpus | None, device: str) -
     yield (
         "model",
         f"{spec.name}, {origin}: {count.total:,} parameters, {count.non_embedding:,} outside embeddings and head; "
-        f"{len(spec.decoder.blocks)} blocks of width {spec.dim}, vocabulary {spec.vocab:,}, context {spec.context:,}",
+        f"{spec.trunk.depth} blocks of width {spec.dim}, vocabulary {spec.vocab:,}, context {spec.context:,}",
     )
     for name, section in recipe.stages.items():
         yield name, Group(*_stage(recipe, name, section, spec, corpus, device))

@@ -49,11 +49,18 @@ class Pieces:
             self._space = steps.get("Replace", {}).get("pattern", {}).get("String", "▁")
             self.strip_space = steps.get("Strip", {}).get("start", 0) > 0
             encode = self._sentencepiece
+        elif "BPEDecoder" in steps:
+            self._suffix = steps["BPEDecoder"].get("suffix", "</w>")
+            encode = self._end_of_word
         else:
             self.strip_space = True
             encode = self._probed
+        # A token that is found behind the normalizer is written as that leaves it.
+        rewritten = {token["content"] for token in data.get("added_tokens", []) if token.get("normalized")}
+        as_is = {i: text for i, text in added.items() if text not in rewritten or encode != self._sentencepiece}
         self.bytes = [
-            added[i].encode() if i in added else b"" if name is None else encode(name) for i, name in enumerate(names)
+            as_is[i].encode() if i in as_is else b"" if name is None else encode(added.get(i, name))
+            for i, name in enumerate(names)
         ]
 
     def _byte_level(self, name: str) -> bytes:
@@ -66,6 +73,9 @@ class Pieces:
         if byte := _BYTE_TOKEN.match(name):
             return bytes([int(byte[1], 16)])
         return name.replace(self._space, " ").encode()
+
+    def _end_of_word(self, name: str) -> bytes:
+        return name.replace(self._suffix, " ").encode()
 
     def _probed(self, name: str) -> bytes:
         # WordPiece and its like: what a token adds behind another one.

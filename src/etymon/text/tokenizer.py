@@ -20,6 +20,7 @@ from tokenizers import Tokenizer as Backend
 from etymon.errors import RenderError, TokenizerError
 from etymon.files import write_json, write_text
 from etymon.text.bpe import Progress, TrainedOn, train_bpe
+from etymon.text.foreign import EXPECTED, find_tokenizer_file, read_added, read_foreign
 from etymon.text.pieces import Pieces
 from etymon.text.stream import StreamDecoder
 from etymon.text.template import compiled
@@ -110,20 +111,16 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Load a directory with tokenizer.json, or that file. Raises TokenizerError that names the faulty file.
+        """Load a directory that carries a tokenizer, or its file. Raises TokenizerError that names the faulty file.
 
-        Read where present: tokenizer_config.json, special_tokens_map.json, chat_template.jinja,
-        additional_chat_templates/*.jinja, and the end-of-sequence ids of generation_config.json.
+        The file is a tokenizer.json, a SentencePiece model, vocab.json with merges.txt, a WordPiece vocab.txt or
+        tiktoken's ranks. Read where present: tokenizer_config.json, special_tokens_map.json, added_tokens.json,
+        chat_template.jinja, additional_chat_templates/*.jinja, and the end-of-sequence ids of generation_config.json.
         """
         path = Path(path)
-        directory, file = (path, path / "tokenizer.json") if path.is_dir() else (path.parent, path)
-        if not file.is_file():
-            raise TokenizerError(
-                f"No tokenizer at {path}: expected a directory that holds tokenizer.json, or that file."
-            )
-        data = _read_json(file)
-        if not isinstance(data.get("model"), dict):
-            raise TokenizerError(f"{file} has no 'model': it is not a tokenizer.json of the tokenizers library.")
+        directory, file = (path, find_tokenizer_file(path)) if path.is_dir() else (path.parent, path)
+        if file is None or not file.is_file():
+            raise TokenizerError(f"No tokenizer at {path}: expected a directory that holds {EXPECTED}, or such a file.")
         settings = _read_json(directory / "special_tokens_map.json", {}) | _read_json(
             directory / "tokenizer_config.json", {}
         )
@@ -131,14 +128,25 @@ class Tokenizer:
         ends = generation.get("eos_token_id")
         ends = ends if isinstance(ends, list) else [ends]
         try:
+            data, settings = _read_rules(file, settings)
             return cls(
                 data,
                 settings,
                 templates=_read_templates(directory, settings),
                 ends=[id for id in ends if isinstance(id, int)],
-            )
+            )._checked_ids()
         except TokenizerError as error:
-            raise TokenizerError(f"{file}: {error}") from error
+            raise error if str(file.parent) in str(error) else TokenizerError(f"{file}: {error}") from error
+
+    def _checked_ids(self) -> Tokenizer:
+        """Refuse tokens that did not get the ids which the settings declare."""
+        for id, item in (self._settings.get("added_tokens_decoder") or {}).items():
+            found = self._vocabulary.get(_content(item) or "")
+            if found is not None and found != int(id):
+                raise TokenizerError(
+                    f"the token {_content(item)!r} should have id {id}, but the vocabulary gives {found}."
+                )
+        return self
 
     def save(self, directory: str | Path) -> None:
         """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, as transformers reads them."""
@@ -213,6 +221,11 @@ class Tokenizer:
 
     def _named(self, key: str) -> int | None:
         return self.special.get(_content(self._settings.get(key)) or "")
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """The content of tokenizer.json."""
+        return self._data
 
     @property
     def chat_template(self) -> str | None:
@@ -389,6 +402,20 @@ def _read_json(file: Path, default: dict[str, Any] | None = None) -> dict[str, A
     return value
 
 
+def _read_rules(file: Path, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The content of tokenizer.json and tokenizer_config.json that `file` gives, with the settings beside it."""
+    if file.suffix == ".json" and file.name != "vocab.json":
+        data = _read_json(file)
+        if not isinstance(data.get("model"), dict):
+            raise TokenizerError(f"{file} has no 'model': it is not a tokenizer.json of the tokenizers library.")
+        return data, settings
+    config = _read_json(file.parent / "config.json", {})
+    declared = read_added(file.parent) | (settings.get("added_tokens_decoder") or {})
+    settings = settings | ({"added_tokens_decoder": declared} if declared else {})
+    rules = read_foreign(file, settings, config.get("model_type"))
+    return rules.data, rules.settings | settings | {"tokenizer_class": rules.settings["tokenizer_class"]}
+
+
 def _read_templates(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     """Chat templates by name; files come before what tokenizer_config.json says, as in transformers."""
     given = settings.get("chat_template")
@@ -441,6 +468,7 @@ def _with_named_specials(data: dict[str, Any], settings: Mapping[str, Any]) -> d
     new = [token for name, token in missing.items() if name and name not in present]
     for token in new:
         token.pop("__type", None)
+        token["special"] = bool(token.get("special")) or token["content"] in names
         if isinstance(vocabulary, Mapping) and token["content"] in vocabulary:
             token["id"] = vocabulary[token["content"]]
     return data | {"added_tokens": added + sorted(new, key=lambda token: token["id"])}

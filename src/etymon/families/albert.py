@@ -1,0 +1,117 @@
+"""ALBERT (Lan et al. 2019, arXiv:1909.11942).
+
+What was new over BERT: one block's weights serve all layers, embeddings 128 wide are projected to the stream, and the
+order of two sentences replaces next-sentence prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from etymon.families import bert
+from etymon.families.family import Family
+from etymon.families.reader import ConfigReader
+from etymon.families.weights import Concat, Rule, affine
+from etymon.spec import LM, Bidirectional, Embed, Factorised, Head, Hidden, LayerNorm, Learned, ModelSpec, Stack
+
+
+def build(
+    *,
+    name: str = "albert",
+    vocab: int = 30000,
+    dim: int,
+    layers: int = 12,
+    heads: int,
+    hidden: int | None = None,
+    width: int = 128,
+    context: int = 512,
+    segments: int = 2,
+    eps: float = 1e-12,
+    activation: str = "gelu_tanh",
+    head: Head | None = None,
+) -> ModelSpec:
+    """Return the spec of an ALBERT whose embeddings are `width` wide."""
+    norm = LayerNorm(eps=eps)
+    return ModelSpec(
+        name=name,
+        family="albert",
+        vocab=vocab,
+        dim=dim,
+        context=context,
+        embed=Embed(position=Learned(length=context), segments=segments, norm=norm, projection=Factorised(width=width)),
+        encoder=Stack(
+            blocks=(bert.block(dim, heads, hidden or 4 * dim, activation, eps),),
+            repeats=layers,
+            final_norm=None,
+            visibility=Bidirectional(),
+        ),
+        head=head or bert.masked_lm(width, activation, eps),
+    )
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """Read a `config.json` of model type "albert"."""
+    architecture, _ = bert.read_architecture(reader, ("AlbertForMaskedLM", "AlbertForPreTraining", "AlbertModel"))
+    reader.expect("num_hidden_groups", 1)
+    reader.expect("inner_group_num", 1)
+    reader.expect("net_structure_type", 0)
+    reader.expect("gap_size", 0)
+    reader.expect("num_memory_blocks", 0)
+    reader.expect("down_scale_factor", 1)
+    width, head = reader.take("embedding_size", int, 128), None
+    if architecture == "AlbertModel":
+        head = Hidden(pooler="tanh")
+    return build(**{"activation": "gelu_tanh"} | bert.read_encoder(reader), width=width, head=head)
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Write the `config.json` of a spec that `build` made."""
+    architecture = "AlbertForMaskedLM" if isinstance(spec.head, LM) else "AlbertModel"
+    return bert.write_encoder(spec) | {"architectures": [architecture], "embedding_size": spec.embed.width(spec.dim)}
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order."""
+    yield Rule("embed.tokens.weight", ("albert.embeddings.word_embeddings.weight",))
+    yield Rule("embed.positions.weight", ("albert.embeddings.position_embeddings.weight",))
+    yield Rule("embed.segments.weight", ("albert.embeddings.token_type_embeddings.weight",))
+    yield from affine("embed.norm", "albert.embeddings.LayerNorm", bias=True)
+    yield from affine("embed.last", "albert.encoder.embedding_hidden_mapping_in", bias=True)
+    ours, theirs = "encoder.blocks.0", "albert.encoder.albert_layer_groups.0.albert_layers.0"
+    qkv = tuple(f"{theirs}.attention.{x}" for x in ("query", "key", "value"))
+    yield from affine(f"{ours}.attention.op.qkv", qkv, bias=True, ops=(Concat((spec.dim,) * 3),))
+    yield from affine(f"{ours}.attention.op.out", f"{theirs}.attention.dense", bias=True)
+    yield from affine(f"{ours}.attention.post", f"{theirs}.attention.LayerNorm", bias=True)
+    yield from affine(f"{ours}.ffn.op.up", f"{theirs}.ffn", bias=True)
+    yield from affine(f"{ours}.ffn.op.down", f"{theirs}.ffn_output", bias=True)
+    yield from affine(f"{ours}.ffn.post", f"{theirs}.full_layer_layer_norm", bias=True)
+    if isinstance(spec.head, LM):
+        yield from affine("head.projection.dense", "predictions.dense", bias=True)
+        yield from affine("head.projection.norm", "predictions.LayerNorm", bias=True)
+        yield Rule("head.linear.bias", ("predictions.bias",))
+    else:
+        yield from affine("head.dense", "albert.pooler", bias=True)
+
+
+FAMILY = Family(
+    name="albert",
+    title="ALBERT",
+    paper="https://arxiv.org/abs/1909.11942",
+    model_type="albert",
+    architecture="AlbertForMaskedLM",
+    build=build,
+    sizes={
+        "albert-base-v2": {"dim": 768, "heads": 12},
+        "albert-large-v2": {"dim": 1024, "heads": 16, "layers": 24},
+        "albert-xlarge-v2": {"dim": 2048, "heads": 16, "layers": 24},
+        "albert-xxlarge-v2": {"dim": 4096, "heads": 64},
+    },
+    tiny={"vocab": 97, "dim": 32, "layers": 3, "heads": 4, "width": 16, "context": 64},
+    read=read,
+    write=write,
+    weights=weights,
+    head_name="predictions.decoder.weight",
+    prefix="albert.",
+    skipped=(r"\.position_ids$", r"^albert\.pooler\.", r"^sop_classifier\.", r"^predictions\.decoder\.bias$"),
+)

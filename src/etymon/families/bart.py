@@ -1,0 +1,201 @@
+"""BART (Lewis et al. 2019, arXiv:1910.13461).
+
+What was new over the original Transformer: pretraining by restoring corrupted text, GELU, learned positions whose table
+begins with two unused rows, and a norm after the embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from etymon.errors import ConfigError
+from etymon.families.family import Family
+from etymon.families.reader import ConfigReader
+from etymon.families.weights import Concat, Row, Rule, affine
+from etymon.spec import (
+    LM,
+    Attention,
+    Bidirectional,
+    Block,
+    CrossAttention,
+    Dense,
+    Embed,
+    LayerNorm,
+    Learned,
+    ModelSpec,
+    Op,
+    Sinusoidal,
+    Stack,
+    Sub,
+)
+
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu", "swish": "silu", "silu": "silu"}
+NORM = LayerNorm(eps=1e-5)
+
+
+def build(
+    *,
+    name: str = "bart",
+    family: str = "bart",
+    vocab: int = 50265,
+    dim: int,
+    layers: int,
+    decoder_layers: int | None = None,
+    heads: int,
+    decoder_heads: int | None = None,
+    hidden: int | None = None,
+    decoder_hidden: int | None = None,
+    context: int = 1024,
+    activation: str = "gelu",
+    scale: float = 1.0,
+    start: int | None = 2,
+    position: Learned | Sinusoidal | None = None,
+    embed_norm: LayerNorm | None = NORM,
+    norms: str = "post",
+) -> ModelSpec:
+    """Return the spec of a BART of these dimensions; `scale` multiplies the token vectors, `norms` stand "pre" or
+    "post" of each sublayer."""
+    for count in (heads, decoder_heads or heads):
+        if dim % count:
+            raise ConfigError(f"{family}: dim={dim} must be a multiple of heads={count}")
+
+    def sub(op: Op) -> Sub:
+        return Sub(op=op, pre=NORM) if norms == "pre" else Sub(op=op, post=NORM)
+
+    def block(heads: int, hidden: int, *cross: Sub) -> Block:
+        attention = Attention(heads=heads, kv_heads=heads, head_dim=dim // heads, bias="qkvo")
+        return Block(subs=(sub(attention), *cross, sub(Dense(hidden=hidden, activation=activation))))
+
+    n = decoder_heads or heads
+    cross = sub(CrossAttention(heads=n, kv_heads=n, head_dim=dim // n, bias="qkvo"))
+    final_norm = NORM if norms == "pre" else None
+    embed = Embed(position=position or Learned(length=context, offset=2), norm=embed_norm, scale=scale)
+    return ModelSpec(
+        name=name,
+        family=family,
+        vocab=vocab,
+        dim=dim,
+        context=context,
+        embed=embed,
+        encoder_embed=embed,
+        encoder=Stack(
+            blocks=(block(heads, hidden or 4 * dim),) * layers, final_norm=final_norm, visibility=Bidirectional()
+        ),
+        decoder=Stack(
+            blocks=(block(n, decoder_hidden or hidden or 4 * dim, cross),) * (decoder_layers or layers),
+            final_norm=final_norm,
+        ),
+        head=LM(tied=True, bias=True),
+        start=start,
+    )
+
+
+def read_dimensions(reader: ConfigReader) -> dict[str, Any]:
+    """Read the keys that BART's heirs share with it, as arguments of `build`."""
+    activation, dim = reader.take("activation_function", str, "gelu"), reader.take("d_model", int)
+    layers = reader.take("encoder_layers", int)
+    reader.take("num_hidden_layers", int, None)  # the encoder's, again
+    reader.expect("tie_word_embeddings", True)
+    reader.expect("share_encoder_decoder_embeddings", True)
+    reader.expect("extra_pos_embeddings", 2)
+    reader.expect("add_bias_logits", False)
+    for key in ("static_position_embeddings", "normalize_before", "normalize_embedding", "add_final_layer_norm"):
+        reader.take(key, bool, None)  # said by the model type as well
+    return {
+        "vocab": reader.take("vocab_size", int),
+        "dim": dim,
+        "layers": layers,
+        "decoder_layers": reader.take("decoder_layers", int, layers),
+        "heads": reader.take("encoder_attention_heads", int),
+        "decoder_heads": reader.take("decoder_attention_heads", int, None),
+        "hidden": reader.take("encoder_ffn_dim", int),
+        "decoder_hidden": reader.take("decoder_ffn_dim", int, None),
+        "context": reader.take("max_position_embeddings", int, 1024),
+        "activation": ACTIVATIONS.get(activation, activation),
+        "scale": dim**0.5 if reader.take("scale_embedding", bool, False) else 1.0,
+        "start": reader.take("decoder_start_token_id", int, None),
+    }
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """Read a `config.json` of model type "bart"."""
+    dimensions = read_dimensions(reader)
+    return build(**dimensions | {"start": 2 if dimensions["start"] is None else dimensions["start"]})
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Write the `config.json` of a spec that `build` made."""
+    assert spec.encoder is not None
+    (attention, ffn), (cross, own) = ([stack.blocks[0].subs[i].op for i in (0, -1)] for stack in spec.stacks)
+    assert isinstance(attention, Attention) and isinstance(cross, Attention)
+    assert isinstance(ffn, Dense) and isinstance(own, Dense)
+    return {
+        "vocab_size": spec.vocab,
+        "d_model": spec.dim,
+        "encoder_layers": spec.encoder.depth,
+        "decoder_layers": spec.trunk.depth,
+        "encoder_attention_heads": attention.heads,
+        "decoder_attention_heads": cross.heads,
+        "encoder_ffn_dim": ffn.hidden,
+        "decoder_ffn_dim": own.hidden,
+        "max_position_embeddings": spec.context,
+        "activation_function": {"gelu_tanh": "gelu_new"}.get(ffn.activation, ffn.activation),
+        "scale_embedding": spec.embed.scale != 1.0,
+        "is_encoder_decoder": True,
+        "decoder_start_token_id": spec.start,
+    }
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order."""
+    yield Rule("embed.tokens.weight", ("model.shared.weight",))
+    for side, embed, stack in (("encoder", "encoder_embed", spec.encoder), ("decoder", "embed", spec.decoder)):
+        assert stack is not None
+        if not isinstance(spec.embed.position, Sinusoidal):
+            yield Rule(f"{embed}.positions.weight", (f"model.{side}.embed_positions.weight",))
+        if spec.embed.norm:
+            yield from affine(f"{embed}.norm", f"model.{side}.layernorm_embedding", bias=True)
+        for i, block in enumerate(stack.blocks):
+            for sub in block.subs:
+                ours, theirs = f"{side}.blocks.{i}.{sub.op.name}", f"model.{side}.layers.{i}"
+                norm, rules = _op(sub.op, f"{ours}.op", theirs, spec.dim)
+                yield from affine(f"{ours}.pre" if sub.pre else f"{ours}.post", f"{theirs}.{norm}", bias=True)
+                yield from rules
+        if stack.final_norm:
+            yield from affine(f"{side}.final_norm", f"model.{side}.layer_norm", bias=True)
+    yield Rule("head.linear.bias", ("final_logits_bias",), (Row(),))
+
+
+def _op(op: Op, ours: str, theirs: str, dim: int) -> tuple[str, list[Rule]]:
+    """Return the name of the sublayer's norm and the rules of its operator."""
+    if isinstance(op, Dense):
+        up, down = affine(f"{ours}.up", f"{theirs}.fc1", bias=True), affine(f"{ours}.down", f"{theirs}.fc2", bias=True)
+        return "final_layer_norm", [*up, *down]
+    own = isinstance(op, Attention)
+    theirs += ".self_attn" if own else ".encoder_attn"
+    rules = list(affine(f"{ours}.out", f"{theirs}.out_proj", bias=True))
+    for parts in ("qkv",) if own else ("q", "kv"):
+        names = tuple(f"{theirs}.{x}_proj" for x in parts)
+        rules += affine(f"{ours}.{parts}", names, bias=True, ops=(Concat((dim,) * len(parts)),))
+    return ("self_attn_layer_norm" if own else "encoder_attn_layer_norm"), rules
+
+
+COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
+FAMILY = Family(
+    name="bart",
+    title="BART",
+    paper="https://arxiv.org/abs/1910.13461",
+    model_type="bart",
+    architecture="BartForConditionalGeneration",
+    build=build,
+    sizes={
+        "bart-base": {"dim": 768, "layers": 6, "heads": 12},
+        "bart-large": {"dim": 1024, "layers": 12, "heads": 16},
+    },
+    tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
+    read=read,
+    write=write,
+    weights=weights,
+    copies=COPIES,
+)

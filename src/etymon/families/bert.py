@@ -1,0 +1,218 @@
+"""BERT (Devlin et al. 2018, arXiv:1810.04805).
+
+What was new over GPT-1: every token sees both sides, masked tokens are what is predicted, and segment vectors say which
+of two texts a token belongs to. DistilBERT-like and MiniLM checkpoints of this model type have the same form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from etymon.errors import ConfigError, suggest
+from etymon.families.family import Family
+from etymon.families.reader import ConfigReader
+from etymon.families.weights import Concat, Rule, affine
+from etymon.spec import (
+    LM,
+    Attention,
+    Bidirectional,
+    Block,
+    Classify,
+    Dense,
+    Embed,
+    Factorised,
+    Head,
+    Hidden,
+    LayerNorm,
+    Learned,
+    ModelSpec,
+    Stack,
+    Sub,
+    Transform,
+)
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+}
+
+
+def block(dim: int, heads: int, hidden: int, activation: str, eps: float) -> Block:
+    """Return the post-norm block of BERT and its heirs."""
+    if dim % heads:
+        raise ConfigError(f"dim={dim} must be a multiple of heads={heads}")
+    norm = LayerNorm(eps=eps)
+    attention = Attention(heads=heads, kv_heads=heads, head_dim=dim // heads, bias="qkvo")
+    return Block(subs=(Sub(op=attention, post=norm), Sub(op=Dense(hidden=hidden, activation=activation), post=norm)))
+
+
+def masked_lm(width: int, activation: str, eps: float) -> LM:
+    """Return the head that predicts masked tokens."""
+    return LM(tied=True, bias=True, projection=Transform(width=width, activation=activation, norm=LayerNorm(eps=eps)))
+
+
+def build(
+    *,
+    name: str = "bert",
+    family: str = "bert",
+    vocab: int,
+    dim: int,
+    layers: int,
+    heads: int,
+    hidden: int | None = None,
+    segments: int = 2,
+    eps: float = 1e-12,
+    activation: str = "gelu",
+    position: Learned | None = None,
+    context: int = 512,
+    projection: Factorised | None = None,
+    head: Head | None = None,
+) -> ModelSpec:
+    """Return the spec of a BERT of these dimensions; `head` defaults to the one that predicts masked tokens."""
+    blocks = (block(dim, heads, hidden or 4 * dim, activation, eps),) * layers
+    return ModelSpec(
+        name=name,
+        family=family,
+        vocab=vocab,
+        dim=dim,
+        context=context,
+        embed=Embed(
+            position=position or Learned(length=context),
+            segments=segments,
+            norm=LayerNorm(eps=eps),
+            projection=projection,
+        ),
+        encoder=Stack(blocks=blocks, final_norm=None, visibility=Bidirectional()),
+        head=head or masked_lm(dim, activation, eps),
+    )
+
+
+def read_encoder(reader: ConfigReader) -> dict[str, Any]:
+    """Read the dimensions that BERT's heirs name as it does, as arguments of `build`."""
+    activation = reader.take("hidden_act", str, "gelu")
+    reader.expect("position_embedding_type", "absolute")
+    reader.expect("is_decoder", False)
+    reader.expect("add_cross_attention", False)
+    reader.expect("tie_word_embeddings", True)
+    return {
+        "vocab": reader.take("vocab_size", int),
+        "dim": reader.take("hidden_size", int),
+        "layers": reader.take("num_hidden_layers", int),
+        "heads": reader.take("num_attention_heads", int),
+        "hidden": reader.take("intermediate_size", int),
+        "context": reader.take("max_position_embeddings", int),
+        "segments": reader.take("type_vocab_size", int, 2),
+        "eps": reader.take("layer_norm_eps", float, 1e-12),
+        "activation": ACTIVATIONS.get(activation, activation),
+    }
+
+
+def read_architecture(reader: ConfigReader, known: tuple[str, ...]) -> tuple[str, int]:
+    """Return which of the `known` architectures this is (default: the first), and its number of classes."""
+    names = reader.take("architectures", list, None) or [known[0]]
+    if names[0] not in known:
+        listing = ", ".join(known)
+        hint = suggest(names[0], known)
+        raise ConfigError(f"{reader.where}: architecture {names[0]!r} is not supported; known: {listing}.{hint}")
+    labels = reader.take("id2label", dict, None)
+    return names[0], reader.take("num_labels", int, len(labels) if labels else 2)
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """Read a `config.json` of model type "bert"."""
+    known = ("BertForMaskedLM", "BertForPreTraining", "BertModel", "BertForSequenceClassification")
+    architecture, classes = read_architecture(reader, known)
+    heads: dict[str, Head] = {
+        "BertModel": Hidden(pooler="tanh"),
+        "BertForSequenceClassification": Classify(classes=classes),
+    }
+    return build(**read_encoder(reader), head=heads.get(architecture))
+
+
+def write_encoder(spec: ModelSpec) -> dict[str, Any]:
+    """Write the keys that BERT's heirs name as it does."""
+    attention, ffn = (sub.op for sub in spec.trunk.blocks[0].subs)
+    norm, position = spec.trunk.blocks[0].subs[0].post, spec.embed.position
+    assert isinstance(attention, Attention) and isinstance(ffn, Dense) and isinstance(norm, LayerNorm)
+    assert isinstance(position, Learned)
+    classes = spec.head.classes if isinstance(spec.head, Classify) else 2
+    return {
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.dim,
+        "num_hidden_layers": spec.trunk.depth,
+        "num_attention_heads": attention.heads,
+        "intermediate_size": ffn.hidden,
+        "hidden_act": {"gelu_tanh": "gelu_new"}.get(ffn.activation, ffn.activation),
+        "max_position_embeddings": position.length + position.offset,
+        "type_vocab_size": spec.embed.segments,
+        "layer_norm_eps": norm.eps,
+        "id2label": {str(i): f"LABEL_{i}" for i in range(classes)},
+        "label2id": {f"LABEL_{i}": i for i in range(classes)},
+    }
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Write the `config.json` of a spec that `build` made."""
+    kinds = {LM: "BertForMaskedLM", Hidden: "BertModel", Classify: "BertForSequenceClassification"}
+    return write_encoder(spec) | {"architectures": [kinds[type(spec.head)]]}
+
+
+def encoder_weights(spec: ModelSpec, prefix: str) -> Iterator[Rule]:
+    """List the tensors of embeddings and blocks in published order."""
+    yield Rule("embed.tokens.weight", (f"{prefix}.embeddings.word_embeddings.weight",))
+    yield Rule("embed.positions.weight", (f"{prefix}.embeddings.position_embeddings.weight",))
+    if spec.embed.segments:
+        yield Rule("embed.segments.weight", (f"{prefix}.embeddings.token_type_embeddings.weight",))
+    yield from affine("embed.norm", f"{prefix}.embeddings.LayerNorm", bias=True)
+    for i in range(len(spec.trunk.blocks)):
+        ours, theirs = f"encoder.blocks.{i}", f"{prefix}.encoder.layer.{i}"
+        qkv = tuple(f"{theirs}.attention.self.{x}" for x in ("query", "key", "value"))
+        yield from affine(f"{ours}.attention.op.qkv", qkv, bias=True, ops=(Concat((spec.dim,) * 3),))
+        yield from affine(f"{ours}.attention.op.out", f"{theirs}.attention.output.dense", bias=True)
+        yield from affine(f"{ours}.attention.post", f"{theirs}.attention.output.LayerNorm", bias=True)
+        yield from affine(f"{ours}.ffn.op.up", f"{theirs}.intermediate.dense", bias=True)
+        yield from affine(f"{ours}.ffn.op.down", f"{theirs}.output.dense", bias=True)
+        yield from affine(f"{ours}.ffn.post", f"{theirs}.output.LayerNorm", bias=True)
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order."""
+    yield from encoder_weights(spec, "bert")
+    if isinstance(spec.head, LM):
+        yield from affine("head.projection.dense", "cls.predictions.transform.dense", bias=True)
+        yield from affine("head.projection.norm", "cls.predictions.transform.LayerNorm", bias=True)
+        yield Rule("head.linear.bias", ("cls.predictions.bias",))
+    else:
+        yield from affine("head.dense", "bert.pooler.dense", bias=True)
+    if isinstance(spec.head, Classify):
+        yield from affine("head.linear", "classifier", bias=True)
+
+
+_V = {"vocab": 30522}
+FAMILY = Family(
+    name="bert",
+    title="BERT",
+    paper="https://arxiv.org/abs/1810.04805",
+    model_type="bert",
+    architecture="BertForMaskedLM",
+    build=build,
+    sizes={
+        "bert-base-uncased": _V | {"dim": 768, "layers": 12, "heads": 12},
+        "bert-large-uncased": _V | {"dim": 1024, "layers": 24, "heads": 16},
+        "bert-base-cased": {"vocab": 28996, "dim": 768, "layers": 12, "heads": 12},
+        "bert-base-multilingual-cased": {"vocab": 119547, "dim": 768, "layers": 12, "heads": 12},
+        "minilm-l6-h384-uncased": _V | {"dim": 384, "layers": 6, "heads": 12},
+    },
+    tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
+    read=read,
+    write=write,
+    weights=weights,
+    head_name="cls.predictions.decoder.weight",
+    prefix="bert.",
+    renamed={r"\.gamma$": ".weight", r"\.beta$": ".bias"},
+    skipped=(r"\.position_ids$", r"^bert\.pooler\.", r"^cls\.seq_relationship\.", r"^cls\.predictions\.decoder\.bias$"),
+)

@@ -1,0 +1,118 @@
+"""ELECTRA (Clark et al. 2020, arXiv:2003.10555).
+
+What was new over BERT: a small generator replaces masked tokens, and the model itself, a discriminator, says of every
+token whether it was replaced. Embeddings narrower than the stream are projected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from etymon.families import bert
+from etymon.families.family import Family
+from etymon.families.reader import ConfigReader
+from etymon.families.weights import Rule, affine
+from etymon.spec import LM, Discriminator, Factorised, Head, Hidden, ModelSpec
+
+KINDS: dict[str, type[Head]] = {
+    "ElectraForPreTraining": Discriminator,
+    "ElectraForMaskedLM": LM,
+    "ElectraModel": Hidden,
+}
+
+
+def build(
+    *,
+    name: str = "electra",
+    vocab: int = 30522,
+    dim: int,
+    layers: int = 12,
+    heads: int,
+    hidden: int | None = None,
+    width: int | None = None,
+    context: int = 512,
+    segments: int = 2,
+    eps: float = 1e-12,
+    activation: str = "gelu",
+    kind: str = "ElectraForPreTraining",
+) -> ModelSpec:
+    """Return the spec of an ELECTRA whose embeddings are `width` wide; `kind` is the published class: the
+    discriminator, the generator, or the encoder alone."""
+    width = width or dim
+    kinds: dict[type[Head], Head] = {
+        Discriminator: Discriminator(activation=activation),
+        LM: bert.masked_lm(width, "gelu", eps),
+        Hidden: Hidden(),
+    }
+    return bert.build(
+        name=name,
+        family="electra",
+        vocab=vocab,
+        dim=dim,
+        layers=layers,
+        heads=heads,
+        hidden=hidden,
+        context=context,
+        segments=segments,
+        eps=eps,
+        activation=activation,
+        projection=Factorised(width=width) if width != dim else None,
+        head=kinds[KINDS[kind]],
+    )
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """Read a `config.json` of model type "electra"."""
+    kind, _ = bert.read_architecture(reader, tuple(KINDS))
+    for key in ("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout"):
+        reader.take(key, object, None)  # of a head that these models do not have
+    reader.take("generator_size", object, None)  # the generator is a checkpoint of its own
+    width = reader.take("embedding_size", int, 128)
+    return build(**bert.read_encoder(reader), width=width, kind=kind)
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Write the `config.json` of a spec that `build` made."""
+    kind = next(name for name, head in KINDS.items() if isinstance(spec.head, head))
+    return bert.write_encoder(spec) | {"architectures": [kind], "embedding_size": spec.embed.width(spec.dim)}
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order."""
+    yield from bert.encoder_weights(spec, "electra")
+    if spec.embed.projection is not None:
+        yield from affine("embed.last", "electra.embeddings_project", bias=True)
+    if isinstance(spec.head, LM):
+        yield from affine("head.projection.dense", "generator_predictions.dense", bias=True)
+        yield from affine("head.projection.norm", "generator_predictions.LayerNorm", bias=True)
+        yield Rule("head.linear.bias", ("generator_lm_head.bias",))
+    elif isinstance(spec.head, Discriminator):
+        yield from affine("head.dense", "discriminator_predictions.dense", bias=True)
+        yield from affine("head.linear", "discriminator_predictions.dense_prediction", bias=True)
+
+
+_GENERATOR = {"kind": "ElectraForMaskedLM"}
+FAMILY = Family(
+    name="electra",
+    title="ELECTRA",
+    paper="https://arxiv.org/abs/2003.10555",
+    model_type="electra",
+    architecture="ElectraForPreTraining",
+    build=build,
+    sizes={
+        "electra-small-discriminator": {"dim": 256, "heads": 4, "width": 128},
+        "electra-base-discriminator": {"dim": 768, "heads": 12},
+        "electra-large-discriminator": {"dim": 1024, "heads": 16, "layers": 24},
+        "electra-small-generator": _GENERATOR | {"dim": 256, "heads": 4, "width": 128},
+        "electra-base-generator": _GENERATOR | {"dim": 256, "heads": 4, "width": 768},
+        "electra-large-generator": _GENERATOR | {"dim": 256, "heads": 4, "width": 1024, "layers": 24},
+    },
+    tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "width": 16, "context": 64},
+    read=read,
+    write=write,
+    weights=weights,
+    head_name="generator_lm_head.weight",
+    prefix="electra.",
+    skipped=(r"\.position_ids$",),
+)

@@ -1,0 +1,41 @@
+"""Galactica (Taylor et al. 2022, arXiv:2211.09085).
+
+What was new over GPT-3: no biases, norms without parameters, GELU, a vocabulary for science. Published as OPT, whose
+files load as models of that family.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from etymon.families import opt
+from etymon.families.family import Family, extends
+from etymon.spec import ModelSpec
+
+
+@extends(opt.build)
+def build(*, name: str = "galactica", vocab: int = 50000, **dimensions: Any) -> ModelSpec:
+    """Return the spec of a Galactica of these dimensions."""
+    plain: dict[str, Any] = {"bias": False, "affine": False, "activation": "gelu"}
+    return dataclasses.replace(opt.build(name=name, vocab=vocab, **(plain | dimensions)), family="galactica")
+
+
+FAMILY = Family(
+    name="galactica",
+    title="Galactica",
+    paper="https://arxiv.org/abs/2211.09085",
+    model_type="opt",
+    architecture="OPTForCausalLM",
+    build=build,
+    sizes={
+        "galactica-125m": {"dim": 768, "layers": 12, "heads": 12},
+        "galactica-1.3b": {"dim": 2048, "layers": 24, "heads": 32},
+        "galactica-6.7b": {"dim": 4096, "layers": 32, "heads": 32},
+        "galactica-30b": {"dim": 7168, "layers": 48, "heads": 56},
+        "galactica-120b": {"dim": 10240, "layers": 96, "heads": 80},
+    },
+    tiny=opt.FAMILY.tiny,
+    write=opt.write,
+    weights=opt.weights,
+)

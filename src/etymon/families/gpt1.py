@@ -1,0 +1,96 @@
+"""GPT (Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training").
+
+The transformer's decoder alone, trained on text: norms after each residual sum, learned positions, GELU.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from etymon.families import gpt2
+from etymon.families.descent import with_blocks
+from etymon.families.family import Family, extends
+from etymon.families.reader import ConfigReader
+from etymon.families.table import Names, table
+from etymon.families.weights import Rule, Transpose
+from etymon.spec import Block, LayerNorm, ModelSpec, Sub
+
+
+@extends(gpt2.build)
+def build(*, name: str = "gpt1", vocab: int = 40478, context: int = 512, eps: float = 1e-5, **rest: Any) -> ModelSpec:
+    """Return the spec of a GPT of these dimensions."""
+    norm = LayerNorm(eps=eps)
+    spec = gpt2.build(name=name, vocab=vocab, context=context, eps=eps, **rest)
+    spec = with_blocks(spec, "gpt1", lambda block: Block(subs=tuple(Sub(op=s.op, post=norm) for s in block.subs)))
+    return dataclasses.replace(spec, decoder=dataclasses.replace(spec.trunk, final_norm=None))
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """Read a `config.json` of model type "openai-gpt"."""
+    activation = reader.take("afn", str, "gelu")
+    for key in (
+        *("summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout", "summary_proj_to_labels"),
+        *("n_special", "predict_special_tokens", "n_ctx"),
+    ):
+        reader.take(key, object, None)
+    return build(
+        vocab=reader.take("vocab_size", int, 40478),
+        dim=reader.take("n_embd", int, 768),
+        layers=reader.take("n_layer", int, 12),
+        heads=reader.take("n_head", int, 12),
+        context=reader.take("n_positions", int, 512),
+        eps=reader.take("layer_norm_epsilon", float, 1e-5),
+        activation={"gelu": "gelu_tanh", "swish": "silu"}.get(activation, activation),
+        tied=reader.take("tie_word_embeddings", bool, True),
+    )
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Write the `config.json` of a spec that `build` made."""
+    norm = spec.trunk.blocks[0].subs[0].post
+    published = gpt2.write(dataclasses.replace(spec, decoder=dataclasses.replace(spec.trunk, final_norm=norm)))
+    activation = published.pop("activation_function")
+    for key in ("n_inner", "scale_attn_by_inverse_layer_idx"):
+        del published[key]
+    return published | {"afn": {"gelu_new": "gelu"}.get(activation, activation)}
+
+
+LAYER: Names = {
+    "attention.op.qkv": "attn.c_attn",
+    "attention.op.out": "attn.c_proj",
+    "attention.post": "ln_1",
+    "ffn.op.up": "mlp.c_fc",
+    "ffn.op.down": "mlp.c_proj",
+    "ffn.post": "ln_2",
+}
+TOP: Names = {
+    "embed.tokens": "transformer.tokens_embed",
+    "embed.positions": "transformer.positions_embed",
+    "layers": "transformer.h.{}",
+    "head.linear": "lm_head",
+}
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order; matrices are stored [in, out]."""
+    matrices = ("attention.op.qkv", "attention.op.out", "ffn.op.up", "ffn.op.down")
+    return table(spec, LAYER, TOP, dict.fromkeys(matrices, (Transpose(),)))
+
+
+FAMILY = Family(
+    name="gpt1",
+    title="GPT",
+    paper="https://cdn.openai.com/research-covers/language-unsupervised/language_understanding_paper.pdf",
+    model_type="openai-gpt",
+    architecture="OpenAIGPTLMHeadModel",
+    build=build,
+    sizes={"openai-gpt": {"dim": 768, "layers": 12, "heads": 12}},
+    tiny=gpt2.FAMILY.tiny,
+    read=read,
+    write=write,
+    weights=weights,
+    prefix="transformer.",
+    skipped=(r"\.attn\.bias$", r"\.position_ids$"),
+)

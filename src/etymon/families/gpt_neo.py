@@ -1,0 +1,117 @@
+"""GPT-Neo (Black et al. 2021).
+
+An open GPT-3: windows of 256 on every second layer, scores that are not scaled, no biases on queries, keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from etymon.families import gpt2
+from etymon.families.descent import attention_of, with_attention, with_blocks, with_windows
+from etymon.families.family import Family, extends
+from etymon.families.reader import ConfigReader
+from etymon.families.table import Names, table
+from etymon.families.weights import Rule
+from etymon.spec import Attention, ModelSpec
+
+
+@extends(gpt2.build)
+def build(
+    *, name: str = "gpt_neo", layers: int, context: int = 2048, window: int | None = 256, **rest: Any
+) -> ModelSpec:
+    """Return the spec of a GPT-Neo; `window` is that of the second, fourth, … layer."""
+    spec = gpt2.build(name=name, layers=layers, context=context, **rest)
+    spec = with_blocks(spec, "gpt_neo", lambda block: with_attention(block, bias="o", scale=1.0))
+    return with_windows(spec, "gpt_neo", [window if i % 2 else None for i in range(layers)])
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """Read a `config.json` of model type "gpt_neo"."""
+    activation = reader.take("activation_function", str, "gelu_new")
+    layers = reader.take("num_layers", int, 24)
+    window = reader.take("window_size", int, 256)
+    types = reader.take("attention_types", list, [[["global", "local"], layers // 2]])
+    kinds = [kind for pattern, times in types for kind in pattern * times]
+    reader.take("attention_layers", list, None)  # the same, written out
+    for key in (
+        *("summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout", "summary_proj_to_labels"),
+        *("resid_dropout", "embed_dropout", "classifier_dropout", "gradient_checkpointing"),
+    ):
+        reader.take(key, object, None)
+    spec = build(
+        vocab=reader.take("vocab_size", int, 50257),
+        dim=reader.take("hidden_size", int, 2048),
+        layers=layers,
+        heads=reader.take("num_heads", int, 16),
+        hidden=reader.take("intermediate_size", int, None),
+        context=reader.take("max_position_embeddings", int, 2048),
+        eps=reader.take("layer_norm_epsilon", float, 1e-5),
+        activation=gpt2.ACTIVATIONS.get(activation, activation),
+        tied=reader.take("tie_word_embeddings", bool, True),
+    )
+    return with_windows(spec, "gpt_neo", [window if kind == "local" else None for kind in kinds])
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Write the `config.json` of a spec that `build` made."""
+    published = gpt2.write(spec)
+    windows = [sub.op.window for block in spec.trunk.blocks for sub in block.subs if isinstance(sub.op, Attention)]
+    kinds = ["global" if window is None else "local" for window in windows]
+    return {
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.dim,
+        "num_layers": len(kinds),
+        "num_heads": attention_of(spec).heads,
+        "intermediate_size": published["n_inner"],
+        "max_position_embeddings": spec.context,
+        "attention_types": [[kinds, 1]],
+        "window_size": next((window for window in windows if window is not None), 256),
+        "layer_norm_epsilon": published["layer_norm_epsilon"],
+        "activation_function": published["activation_function"],
+        "tie_word_embeddings": spec.tied,
+    }
+
+
+LAYER: Names = {
+    "attention.pre": "ln_1",
+    "attention.op.qkv": ("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
+    "attention.op.out": "attn.attention.out_proj",
+    "ffn.pre": "ln_2",
+    "ffn.op.up": "mlp.c_fc",
+    "ffn.op.down": "mlp.c_proj",
+}
+TOP: Names = {
+    "embed.tokens": "transformer.wte",
+    "embed.positions": "transformer.wpe",
+    "layers": "transformer.h.{}",
+    "decoder.final_norm": "transformer.ln_f",
+    "head.linear": "lm_head",
+}
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order."""
+    return table(spec, LAYER, TOP)
+
+
+FAMILY = Family(
+    name="gpt_neo",
+    title="GPT-Neo",
+    paper="https://github.com/EleutherAI/gpt-neo",
+    model_type="gpt_neo",
+    architecture="GPTNeoForCausalLM",
+    build=build,
+    sizes={
+        "gpt-neo-125m": {"dim": 768, "layers": 12, "heads": 12},
+        "gpt-neo-1.3b": {"dim": 2048, "layers": 24, "heads": 16},
+        "gpt-neo-2.7b": {"dim": 2560, "layers": 32, "heads": 20},
+    },
+    tiny=gpt2.FAMILY.tiny | {"window": 16},
+    read=read,
+    write=write,
+    weights=weights,
+    prefix="transformer.",
+    skipped=(r"\.attention\.(masked_)?bias$",),
+)

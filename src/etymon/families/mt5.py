@@ -1,0 +1,29 @@
+"""mT5 (Xue et al. 2020, arXiv:2010.11934).
+
+What was new over T5 v1.1: text of 101 languages and a vocabulary of 250,112. Heads are untied, whatever newer
+configurations say.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from etymon.families import t5
+from etymon.families.family import Family
+
+_MT5 = {"vocab": 250112, "feed_forward": "gated-gelu", "tied": False}
+FAMILY = Family(
+    name="mt5",
+    title="mT5",
+    paper="https://arxiv.org/abs/2010.11934",
+    model_type="mt5",
+    architecture="MT5ForConditionalGeneration",
+    build=partial(t5.build, family="mt5"),
+    sizes={f"mt5-{size}": _MT5 | dimensions for size, dimensions in t5.V1_1.items()},
+    tiny=t5.FAMILY.tiny | {"feed_forward": "gated-gelu", "tied": False},
+    read=partial(t5.read, family="mt5", tied=False),
+    write=t5.write,
+    weights=t5.weights,
+    copies=t5.COPIES,
+    skipped=t5.SKIPPED,
+)

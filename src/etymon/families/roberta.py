@@ -1,0 +1,115 @@
+"""RoBERTa (Liu et al. 2019, arXiv:1907.11692).
+
+What was new over BERT: the recipe (ten times the text, no next-sentence task, masks drawn anew every time), a
+byte-level vocabulary, no segments, and positions that count the tokens that are not padding. The table's first two
+rows stand for no position: `position_ids` begin at 0 here, at 2 in the published code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from etymon.families import bert
+from etymon.families.family import Family
+from etymon.families.reader import ConfigReader
+from etymon.families.weights import Rule, affine
+from etymon.spec import LM, Classify, Head, Hidden, Learned, ModelSpec
+
+
+def build(
+    *,
+    name: str = "roberta",
+    family: str = "roberta",
+    vocab: int = 50265,
+    dim: int,
+    layers: int,
+    heads: int,
+    hidden: int | None = None,
+    context: int = 512,
+    segments: int = 1,
+    eps: float = 1e-5,
+    activation: str = "gelu",
+    padding: int = 1,
+    head: Head | None = None,
+) -> ModelSpec:
+    """Return the spec of a RoBERTa of these dimensions; `padding` is the id of the padding token."""
+    return bert.build(
+        name=name,
+        family=family,
+        vocab=vocab,
+        dim=dim,
+        layers=layers,
+        heads=heads,
+        hidden=hidden,
+        context=context,
+        segments=segments,
+        eps=eps,
+        activation=activation,
+        position=Learned(length=context, offset=padding + 1, padding=padding),
+        head=head or bert.masked_lm(dim, "gelu", eps),
+    )
+
+
+def reading(prefix: str, family: str) -> Any:
+    """Return the function that reads a `config.json` whose architectures begin with `prefix`."""
+
+    def read(reader: ConfigReader) -> ModelSpec:
+        known = tuple(f"{prefix}{end}" for end in ("ForMaskedLM", "Model", "ForSequenceClassification"))
+        architecture, classes = bert.read_architecture(reader, known)
+        dimensions, padding = bert.read_encoder(reader), reader.take("pad_token_id", int, 1)
+        dimensions["context"] -= padding + 1
+        heads: dict[str, Head] = {known[1]: Hidden(pooler="tanh"), known[2]: Classify(classes=classes)}
+        return build(family=family, **dimensions, padding=padding, head=heads.get(architecture))
+
+    return read
+
+
+def writing(prefix: str) -> Any:
+    """Return the function that writes the `config.json` of a spec that `build` made."""
+
+    def write(spec: ModelSpec) -> dict[str, Any]:
+        position = spec.embed.position
+        assert isinstance(position, Learned)
+        end = {LM: "ForMaskedLM", Hidden: "Model", Classify: "ForSequenceClassification"}[type(spec.head)]
+        config = bert.write_encoder(spec) | {"architectures": [prefix + end]}
+        return config | {"pad_token_id": position.padding, "bos_token_id": 0, "eos_token_id": 2}
+
+    return write
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order."""
+    yield from bert.encoder_weights(spec, "roberta")
+    if isinstance(spec.head, LM):
+        yield from affine("head.projection.dense", "lm_head.dense", bias=True)
+        yield from affine("head.projection.norm", "lm_head.layer_norm", bias=True)
+        yield Rule("head.linear.bias", ("lm_head.bias",))
+    elif isinstance(spec.head, Classify):
+        yield from affine("head.dense", "classifier.dense", bias=True)
+        yield from affine("head.linear", "classifier.out_proj", bias=True)
+    else:
+        yield from affine("head.dense", "roberta.pooler.dense", bias=True)
+
+
+SKIPPED = (r"\.position_ids$", r"^roberta\.pooler\.", r"^lm_head\.decoder\.bias$")
+FAMILY = Family(
+    name="roberta",
+    title="RoBERTa",
+    paper="https://arxiv.org/abs/1907.11692",
+    model_type="roberta",
+    architecture="RobertaForMaskedLM",
+    build=build,
+    sizes={
+        "roberta-base": {"dim": 768, "layers": 12, "heads": 12},
+        "roberta-large": {"dim": 1024, "layers": 24, "heads": 16},
+        "distilroberta-base": {"dim": 768, "layers": 6, "heads": 12},
+    },
+    tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
+    read=reading("Roberta", "roberta"),
+    write=writing("Roberta"),
+    weights=weights,
+    head_name="lm_head.decoder.weight",
+    prefix="roberta.",
+    skipped=SKIPPED,
+)

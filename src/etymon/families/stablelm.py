@@ -1,0 +1,96 @@
+"""StableLM 3B-4E1T and StableLM 2 (Stability AI 2023, 2024, arXiv:2402.17834).
+
+What was new over LLaMA: LayerNorm, and rotary positions on the first quarter of each head only. (StableLM alpha is a
+GPT-NeoX.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from etymon.families import llama
+from etymon.families.descent import attention_of, with_attention, with_blocks
+from etymon.families.family import Family, extends
+from etymon.families.reader import ConfigReader
+from etymon.families.rope import read_rope, write_rope
+from etymon.spec import Block, LayerNorm, ModelSpec, Parallel, Rope, Sub
+
+
+@extends(llama.build)
+def build(
+    *,
+    name: str = "stablelm",
+    eps: float = 1e-5,
+    rotary_part: float = 0.25,
+    qkv_bias: bool = False,
+    parallel: bool = False,
+    **dimensions: Any,
+) -> ModelSpec:
+    """Return the spec of a StableLM; `rotary_part` of each head turns."""
+    spec = llama.build(name=name, eps=eps, **dimensions)
+    attention, norm = attention_of(spec), LayerNorm(eps=eps)
+    assert attention.rope is not None
+    rope = dataclasses.replace(attention.rope, dim=int(attention.head_dim * rotary_part))
+
+    def block(old: Block) -> Block:
+        ops = [sub.op for sub in with_attention(old, rope=rope, bias="qkv" if qkv_bias else "").subs]
+        if parallel:
+            return Block(subs=tuple(Sub(op=op) for op in ops), wiring=Parallel(pre=norm))
+        return Block(subs=tuple(Sub(pre=norm, op=op) for op in ops))
+
+    spec = with_blocks(spec, "stablelm", block)
+    return dataclasses.replace(spec, decoder=dataclasses.replace(spec.trunk, final_norm=norm))
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """Read a `config.json` of model type "stablelm"."""
+    sizes = llama.read_sizes(reader, context=4096, eps=1e-5, eps_key="layer_norm_eps")
+    part = reader.take("rope_pct", float, 0.25)  # its name in the first release
+    rope = read_rope(reader, dim=sizes["head_dim"], context=sizes["context"], part=part)
+    reader.expect("qk_layernorm", False)
+    return build(
+        **sizes,
+        rope_base=rope.base,
+        rope_scaling=rope.scaling,
+        rotary_part=rope.dim / sizes["head_dim"],
+        qkv_bias=reader.take("use_qkv_bias", bool, False),
+        parallel=reader.take("use_parallel_residual", bool, False),
+    )
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Write the `config.json` of a spec that `build` made."""
+    attention, sizes = attention_of(spec), llama.write_sizes(spec)
+    assert isinstance(attention.rope, Rope)
+    return sizes | {
+        "layer_norm_eps": sizes.pop("rms_norm_eps"),
+        "rope_parameters": write_rope(attention.rope, attention.head_dim),
+        "use_qkv_bias": attention.bias != "",
+        "use_parallel_residual": isinstance(spec.trunk.blocks[0].wiring, Parallel),
+    }
+
+
+def weights(spec: ModelSpec) -> Any:
+    """List the tensors in published order."""
+    return llama.table(spec, {**llama.LAYER, "pre": "input_layernorm"}, llama.TOP)
+
+
+FAMILY = Family(
+    name="stablelm",
+    title="StableLM",
+    paper="https://arxiv.org/abs/2402.17834",
+    model_type="stablelm",
+    architecture="StableLmForCausalLM",
+    build=build,
+    sizes={
+        "stablelm-3b-4e1t": {"vocab": 50304, "dim": 2560, "layers": 32, "heads": 32, "hidden": 6912, "context": 4096},
+        "stablelm-2-1.6b": {"vocab": 100352, "dim": 2048, "layers": 24, "heads": 32, "hidden": 5632, "context": 4096}
+        | {"qkv_bias": True},
+    },
+    tiny=llama.FAMILY.tiny | {"rotary_part": 0.5},
+    read=read,
+    write=write,
+    weights=weights,
+    skipped=llama.FAMILY.skipped,
+)

@@ -1,0 +1,223 @@
+"""T5 (Raffel et al. 2019, arXiv:1910.10683) and its second version T5 v1.1; FLAN-T5, T0 and UL2 have v1.1's form.
+
+What was new over the original Transformer: every task is text to text, positions are buckets of distances shared by all
+layers, scores are not scaled, RMSNorm comes before each sublayer, nothing has a bias. v1.1 gates the feed-forward layer
+and unties the head, whose input v1.0 scales.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from etymon.errors import ConfigError, suggest
+from etymon.families.family import Family
+from etymon.families.reader import ConfigReader
+from etymon.families.weights import Concat, Rule
+from etymon.spec import (
+    LM,
+    Attention,
+    Bidirectional,
+    Block,
+    BucketBias,
+    CrossAttention,
+    Dense,
+    Embed,
+    Gated,
+    ModelSpec,
+    RMSNorm,
+    Stack,
+    Sub,
+)
+
+FEED_FORWARD: dict[str, tuple[type[Dense | Gated], str]] = {
+    "relu": (Dense, "relu"),
+    "gated-gelu": (Gated, "gelu_tanh"),
+    "gated-silu": (Gated, "silu"),
+}
+
+
+def build(
+    *,
+    name: str = "t5",
+    family: str = "t5",
+    vocab: int = 32128,
+    dim: int,
+    layers: int,
+    decoder_layers: int | None = None,
+    heads: int,
+    head_dim: int = 64,
+    hidden: int,
+    feed_forward: str = "relu",
+    buckets: int = 32,
+    max_distance: int = 128,
+    context: int = 512,
+    eps: float = 1e-6,
+    tied: bool = True,
+    start: int = 0,
+) -> ModelSpec:
+    """Return the spec of a T5 of these dimensions; `feed_forward` is one of "relu", "gated-gelu", "gated-silu"."""
+    if feed_forward not in FEED_FORWARD:
+        listing = ", ".join(FEED_FORWARD)
+        hint = suggest(feed_forward, FEED_FORWARD)
+        raise ConfigError(f"t5: unknown feed_forward {feed_forward!r}; known: {listing}.{hint}")
+    norm, (kind, activation) = RMSNorm(eps=eps), FEED_FORWARD[feed_forward]
+    attention = Sub(pre=norm, op=Attention(heads=heads, kv_heads=heads, head_dim=head_dim, scale=1.0))
+    cross = Sub(pre=norm, op=CrossAttention(heads=heads, kv_heads=heads, head_dim=head_dim, scale=1.0))
+    ffn = Sub(pre=norm, op=kind(hidden=hidden, activation=activation, bias=False))
+    relative = BucketBias(buckets=buckets, max_distance=max_distance, heads=heads)
+    return ModelSpec(
+        name=name,
+        family=family,
+        vocab=vocab,
+        dim=dim,
+        context=context,
+        embed=Embed(),
+        encoder_embed=Embed(),
+        encoder=Stack(
+            blocks=(Block(subs=(attention, ffn)),) * layers,
+            final_norm=norm,
+            visibility=Bidirectional(),
+            relative=relative,
+        ),
+        decoder=Stack(
+            blocks=(Block(subs=(attention, cross, ffn)),) * (decoder_layers or layers),
+            final_norm=norm,
+            relative=relative,
+        ),
+        head=LM(tied=tied, scale=dim**-0.5 if tied else 1.0),
+        start=start,
+    )
+
+
+def read(reader: ConfigReader, family: str = "t5", tied: bool | None = None) -> ModelSpec:
+    """Read a `config.json` of model type "t5"; `tied` overrules what it says."""
+    feed_forward = reader.take("feed_forward_proj", str, "relu")
+    for key in ("dense_act_fn", "is_gated_act"):
+        reader.take(key, object, None)  # what follows from feed_forward_proj
+    reader.take("output_past", object, None)
+    # newer files say that the head is tied whether it is or not, and mean this key
+    stored = reader.take("tie_word_embeddings", bool, True)
+    stored = reader.take("scale_decoder_outputs", bool, stored)
+    return build(
+        family=family,
+        vocab=reader.take("vocab_size", int, 32128),
+        dim=reader.take("d_model", int, 512),
+        layers=(layers := reader.take("num_layers", int, 6)),
+        decoder_layers=reader.take("num_decoder_layers", int, layers),
+        heads=reader.take("num_heads", int, 8),
+        head_dim=reader.take("d_kv", int, 64),
+        hidden=reader.take("d_ff", int, 2048),
+        feed_forward=feed_forward,
+        buckets=reader.take("relative_attention_num_buckets", int, 32),
+        max_distance=reader.take("relative_attention_max_distance", int, 128),
+        context=reader.take("n_positions", int, 512),
+        eps=reader.take("layer_norm_epsilon", float, 1e-6),
+        tied=stored if tied is None else tied,
+        start=reader.take("decoder_start_token_id", int, 0),
+    )
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Write the `config.json` of a spec that `build` made."""
+    assert spec.encoder is not None and spec.encoder.relative is not None
+    attention, _, ffn = (sub.op for sub in spec.trunk.blocks[0].subs)
+    norm = spec.trunk.final_norm
+    assert isinstance(attention, Attention) and isinstance(ffn, Dense | Gated) and isinstance(norm, RMSNorm)
+    return {
+        "vocab_size": spec.vocab,
+        "d_model": spec.dim,
+        "num_layers": spec.encoder.depth,
+        "num_decoder_layers": spec.trunk.depth,
+        "num_heads": attention.heads,
+        "d_kv": attention.head_dim,
+        "d_ff": ffn.hidden,
+        "feed_forward_proj": next(k for k, v in FEED_FORWARD.items() if v == (type(ffn), ffn.activation)),
+        "relative_attention_num_buckets": spec.encoder.relative.buckets,
+        "relative_attention_max_distance": spec.encoder.relative.max_distance,
+        "n_positions": spec.context,
+        "layer_norm_epsilon": norm.eps,
+        "tie_word_embeddings": spec.tied,
+        "is_encoder_decoder": True,
+        "decoder_start_token_id": spec.start,
+    }
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order."""
+    yield Rule("embed.tokens.weight", ("shared.weight",))
+    for side, stack in (("encoder", spec.encoder), ("decoder", spec.decoder)):
+        assert stack is not None
+        bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+        yield Rule(f"{side}.relative.table.weight", (bias,))
+        for i, block in enumerate(stack.blocks):
+            for j, sub in enumerate(block.subs):
+                ours, theirs = f"{side}.blocks.{i}.{sub.op.name}", f"{side}.block.{i}.layer.{j}"
+                yield Rule(f"{ours}.pre.weight", (f"{theirs}.layer_norm.weight",))
+                yield from _op(sub.op, f"{ours}.op", theirs)
+        yield Rule(f"{side}.final_norm.weight", (f"{side}.final_layer_norm.weight",))
+    if not spec.tied:
+        yield Rule("head.linear.weight", ("lm_head.weight",))
+
+
+def _op(op: Any, ours: str, theirs: str) -> Iterator[Rule]:
+    if isinstance(op, Attention | CrossAttention):
+        theirs += ".SelfAttention" if isinstance(op, Attention) else ".EncDecAttention"
+        fused = {"qkv": "qkv"} if isinstance(op, Attention) else {"q": "q", "kv": "kv"}
+        for name, parts in fused.items():
+            rows = Concat((op.query_width,) * len(parts))
+            yield Rule(f"{ours}.{name}.weight", tuple(f"{theirs}.{x}.weight" for x in parts), (rows,))
+        yield Rule(f"{ours}.out.weight", (f"{theirs}.o.weight",))
+        return
+    theirs += ".DenseReluDense"
+    if isinstance(op, Gated):
+        gate_up = (f"{theirs}.wi_0.weight", f"{theirs}.wi_1.weight")
+        yield Rule(f"{ours}.gate_up.weight", gate_up, (Concat((op.hidden, op.hidden)),))
+    else:
+        yield Rule(f"{ours}.up.weight", (f"{theirs}.wi.weight",))
+    yield Rule(f"{ours}.down.weight", (f"{theirs}.wo.weight",))
+
+
+COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
+SKIPPED = (r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight$",)  # read by no layer
+V1_1 = {
+    "small": {"dim": 512, "layers": 8, "heads": 6, "hidden": 1024},
+    "base": {"dim": 768, "layers": 12, "heads": 12, "hidden": 2048},
+    "large": {"dim": 1024, "layers": 24, "heads": 16, "hidden": 2816},
+    "xl": {"dim": 2048, "layers": 24, "heads": 32, "hidden": 5120},
+    "xxl": {"dim": 4096, "layers": 24, "heads": 64, "hidden": 10240},
+}
+_GATED = {"feed_forward": "gated-gelu", "tied": False}
+FAMILY = Family(
+    name="t5",
+    title="T5",
+    paper="https://arxiv.org/abs/1910.10683",
+    model_type="t5",
+    architecture="T5ForConditionalGeneration",
+    build=build,
+    sizes={
+        "t5-small": {"dim": 512, "layers": 6, "heads": 8, "hidden": 2048},
+        "t5-base": {"dim": 768, "layers": 12, "heads": 12, "hidden": 3072},
+        "t5-large": {"dim": 1024, "layers": 24, "heads": 16, "hidden": 4096},
+        "t5-3b": {"dim": 1024, "layers": 24, "heads": 32, "head_dim": 128, "hidden": 16384},
+        "t5-11b": {"dim": 1024, "layers": 24, "heads": 128, "head_dim": 128, "hidden": 65536},
+        **{f"t5-v1_1-{size}": _GATED | dimensions for size, dimensions in V1_1.items()},
+        **{f"flan-t5-{size}": _GATED | dimensions for size, dimensions in V1_1.items()},
+        "t0-11b": _GATED | V1_1["xxl"],
+        "ul2-20b": {
+            "dim": 4096,
+            "layers": 32,
+            "heads": 16,
+            "head_dim": 256,
+            "hidden": 16384,
+            "feed_forward": "gated-silu",
+            "tied": False,
+        },
+    },
+    tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "head_dim": 8, "hidden": 48, "context": 64},
+    read=read,
+    write=write,
+    weights=weights,
+    copies=COPIES,
+    skipped=SKIPPED,
+)
