@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from etymon.errors import CheckpointError
 from etymon.files import write_json
@@ -39,9 +39,9 @@ def read_weights(directory: Path, model: Model) -> Iterator[tuple[str, Tensor]]:
 def stored_names(model: Model) -> set[str]:
     """Return the names of the tensors that a checkpoint holds: a tied head is not stored a second time."""
     state = model.state_dict()
-    name = "head.linear.weight"
-    tied = model.head.tied and name in state and state[name].data_ptr() == model.embed.tokens.weight.data_ptr()
-    return state.keys() - ({name} if tied else set())
+    linear = getattr(model.head, "linear", None)
+    tied = model.head.tied and isinstance(linear, nn.Linear) and linear.weight is model.embed.tokens.weight
+    return state.keys() - ({"head.linear.weight"} if tied else set())
 
 
 def write(model: Model, directory: Path, max_shard_bytes: int) -> None:
