@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from etymon.families import Family, families
+from etymon.families import family_named
 from etymon.nn import Output, build, gemm
 from etymon.nn.ffn import gated
 from etymon.nn.norm import RMSNorm
@@ -83,8 +83,9 @@ def test_onednn_products(monkeypatch: pytest.MonkeyPatch, wide: int, narrow: int
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", families().values(), ids=lambda f: f.name)
-def test_compiled_equals_eager(family: Family) -> None:
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+def test_compiled_equals_eager(name: str) -> None:
+    family = family_named(name)
     model = build(family.spec(**family.tiny), seed=1)
     ids = torch.randint(0, model.spec.vocab, (2, 32))
     documents = torch.arange(32)[None].expand(2, -1) // 10
