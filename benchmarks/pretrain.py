@@ -19,7 +19,7 @@ from pathlib import Path
 import corpus
 import etymon
 from etymon.data import PretrainLoader
-from etymon.nn import Model
+from etymon.nn import Model, flops_per_token
 from etymon.train import AdamWConfig
 from etymon.train.hardware import matmul_peak
 from measure import Rounds, Span, Stopwatch, spread
@@ -79,7 +79,7 @@ def speed(options: argparse.Namespace) -> Report:
             contestants[COMPILED] = NanoGPT(module, shape, stream, recipe, compiled=True).step
         peak = matmul_peak("cpu", "fp32", 3.0)  # the longer, the less it depends on others
         result = _race(model, text, shape, contestants, steps, rounds)
-    flops = model.spec.flops_per_token(shape.context)
+    flops = flops_per_token(model.spec, shape.context)
     return _report(options, shape, steps, result, losses, peak, flops, fingerprint(module))
 
 

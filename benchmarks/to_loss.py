@@ -26,7 +26,7 @@ from etymon.config import Config
 from etymon.data import PretrainLoader
 from etymon.errors import ConfigError, suggest
 from etymon.families.llama import FAMILY as LLAMA
-from etymon.nn import Model
+from etymon.nn import Model, count
 from etymon.objectives import CausalLM
 from etymon.spec import ModelSpec
 from etymon.train import AdamWConfig, MuonConfig, WarmupStableDecay
@@ -286,7 +286,7 @@ def _report(
         outcome = "reached" if ours / theirs <= GOAL_RATIO else "NOT reached"
         verdict = f"etymon took {ours:.1f} s, nanoGPT {theirs:.1f} s: "
         verdict += f"ratio {ours / theirs:.3f} (target {GOAL_RATIO}, {outcome})."
-    parameters = {"etymon": spec.count().total}
+    parameters = {"etymon": count(spec).total}
     if runs:
         parameters["nanoGPT"] = sum(p.numel() for p in next(iter(runs.values())).model.model.parameters())
     lines = [

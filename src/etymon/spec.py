@@ -13,7 +13,6 @@ other or side by side.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import reduce
@@ -37,10 +36,6 @@ class LayerNorm:
         if self.bias and not self.scale:
             raise ConfigError("a LayerNorm without a scale has no bias either: set bias=False")
 
-    def count(self, width: int) -> int:
-        """Return the number of parameters at this width."""
-        return width * (self.scale + self.bias)
-
 
 @dataclass(frozen=True, kw_only=True)
 class RMSNorm:
@@ -48,10 +43,6 @@ class RMSNorm:
 
     eps: float = 1e-6
     offset: float = 0.0
-
-    def count(self, width: int) -> int:
-        """Return the number of parameters at this width."""
-        return width
 
 
 Norm = LayerNorm | RMSNorm
@@ -83,10 +74,6 @@ class Learned:
     def rows(self) -> int:
         """The rows of the table."""
         return self.length + self.offset
-
-    def count(self, width: int) -> int:
-        """Return the number of parameters at this width."""
-        return self.rows * width
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,10 +131,6 @@ class Sinusoidal:
     """Fixed positions (Vaswani et al. 2017, arXiv:1706.03762): the sines in the first half of the channels, the cosines
     in the second."""
 
-    def count(self, width: int) -> int:
-        """Return the number of parameters at this width: none."""
-        return 0
-
 
 @dataclass(frozen=True, kw_only=True)
 class BucketBias:
@@ -158,10 +141,6 @@ class BucketBias:
     buckets: int
     max_distance: int
     heads: int
-
-    def count(self) -> int:
-        """Return the number of parameters."""
-        return self.buckets * self.heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,16 +220,6 @@ class Attention:
         """The width of all key heads together; values have the same."""
         return self.kv_heads * self.head_dim
 
-    def count(self, dim: int) -> int:
-        """Return the number of parameters on a residual stream of width `dim`."""
-        qkv = self.query_width + 2 * self.kv_width
-        total = dim * qkv + self.query_width * dim
-        total += (qkv if "q" in self.bias else 0) + (dim if "o" in self.bias else 0)
-        if self.qk_norm is not None:
-            widths = (self.head_dim,) * 2 if self.qk_norm.over == "head" else (self.query_width, self.kv_width)
-            total += sum(self.qk_norm.norm.count(width) for width in widths)
-        return total
-
 
 @dataclass(frozen=True, kw_only=True)
 class CrossAttention:
@@ -279,11 +248,6 @@ class CrossAttention:
         """The width of all key heads together; values have the same."""
         return self.kv_heads * self.head_dim
 
-    def count(self, dim: int) -> int:
-        """Return the number of parameters on residual streams of width `dim`."""
-        qkv = self.query_width + 2 * self.kv_width
-        return dim * (qkv + self.query_width) + (qkv if "q" in self.bias else 0) + (dim if "o" in self.bias else 0)
-
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu", "tanh")
 
@@ -300,10 +264,6 @@ class Dense:
     def __post_init__(self) -> None:
         _check_activation(self.activation)
 
-    def count(self, dim: int) -> int:
-        """Return the number of parameters on a residual stream of width `dim`."""
-        return 2 * dim * self.hidden + (self.hidden + dim if self.bias else 0)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Gated:
@@ -316,10 +276,6 @@ class Gated:
 
     def __post_init__(self) -> None:
         _check_activation(self.activation)
-
-    def count(self, dim: int) -> int:
-        """Return the number of parameters on a residual stream of width `dim`."""
-        return 3 * dim * self.hidden + (2 * self.hidden + dim if self.bias else 0)
 
 
 def _check_activation(name: str, known: tuple[str, ...] = ACTIVATIONS) -> None:
@@ -343,10 +299,6 @@ class Shared:
     op: Dense | Gated
     gated: bool = False
 
-    def count(self, dim: int) -> int:
-        """Return the number of parameters on a residual stream of width `dim`."""
-        return self.op.count(dim) + (dim if self.gated else 0)
-
 
 @dataclass(frozen=True, kw_only=True)
 class MoE:
@@ -364,15 +316,6 @@ class MoE:
         if self.expert.bias:
             raise ConfigError("mixture: experts have no biases; set bias=False")
 
-    def count(self, dim: int) -> int:
-        """Return the number of parameters on a residual stream of width `dim`."""
-        shared = self.shared.count(dim) if self.shared else 0
-        return dim * self.experts + self.experts * self.expert.count(dim) + shared
-
-    def idle(self, dim: int) -> int:
-        """Return the number of parameters that one token does not use."""
-        return (self.experts - self.router.k) * self.expert.count(dim)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Elman:
@@ -387,10 +330,6 @@ class Elman:
     def __post_init__(self) -> None:
         _check_activation(self.activation, ("tanh", "sigmoid", "relu"))
 
-    def count(self, dim: int) -> int:
-        """Return the number of parameters on a stream of width `dim`."""
-        return _count_gates(self, dim)
-
 
 @dataclass(frozen=True, kw_only=True)
 class LSTM:
@@ -401,10 +340,6 @@ class LSTM:
     width: int
     bias: bool = True
 
-    def count(self, dim: int) -> int:
-        """Return the number of parameters on a stream of width `dim`."""
-        return _count_gates(self, dim)
-
 
 @dataclass(frozen=True, kw_only=True)
 class GRU:
@@ -414,14 +349,6 @@ class GRU:
     gates: ClassVar[int] = 3
     width: int
     bias: bool = True
-
-    def count(self, dim: int) -> int:
-        """Return the number of parameters on a stream of width `dim`."""
-        return _count_gates(self, dim)
-
-
-def _count_gates(op: Elman | LSTM | GRU, dim: int) -> int:
-    return op.gates * op.width * (dim + op.width + (2 if op.bias else 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -436,10 +363,6 @@ class Window:
 
     def __post_init__(self) -> None:
         _check_activation(self.activation, ("tanh", "sigmoid", "relu"))
-
-    def count(self, dim: int) -> int:
-        """Return the number of parameters on a stream of width `dim`."""
-        return self.width * (self.size * dim + 1) + dim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -461,13 +384,6 @@ class SelectiveSSM:
 
     def __post_init__(self) -> None:
         _check_activation(self.activation)
-
-    def count(self, dim: int) -> int:
-        """Return the number of parameters on a residual stream of width `dim`."""
-        conv = self.inner * (self.kernel + (1 if self.conv_bias else 0))
-        step = self.inner * (self.rank + 2 * self.state) + self.rank * self.inner + self.inner
-        ends = 3 * dim * self.inner + (2 * self.inner + dim if self.bias else 0)
-        return conv + step + ends + self.inner * (self.state + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -505,13 +421,6 @@ class DualSSM:
         """The channels that the convolution sees: those of the heads, and both projections of the memory."""
         return self.inner + 2 * self.groups * self.state
 
-    def count(self, dim: int) -> int:
-        """Return the number of parameters on a residual stream of width `dim`."""
-        conv = self.conv_width * (self.kernel + (1 if self.conv_bias else 0))
-        into = self.inner + self.conv_width + self.heads
-        ends = dim * (into + self.inner) + (into + dim if self.bias else 0)
-        return conv + ends + 3 * self.heads + self.inner
-
 
 @dataclass(frozen=True, kw_only=True)
 class TimeMix:
@@ -520,10 +429,6 @@ class TimeMix:
     name: ClassVar[str] = "time_mix"
     hidden: int
 
-    def count(self, dim: int) -> int:
-        """Return the number of parameters on a residual stream of width `dim`."""
-        return 4 * dim * self.hidden + 3 * dim + 2 * self.hidden
-
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelMix:
@@ -531,10 +436,6 @@ class ChannelMix:
 
     name: ClassVar[str] = "channel_mix"
     hidden: int
-
-    def count(self, dim: int) -> int:
-        """Return the number of parameters on a residual stream of width `dim`."""
-        return 2 * dim * self.hidden + dim * dim + 2 * dim
 
 
 Op = (
@@ -577,12 +478,6 @@ class Sub:
             raise ConfigError(f"{self.op.name}: its {width} channels cannot be added to a stream of {dim}; use alpha=0")
         return width
 
-    def count(self, dim: int) -> int:
-        """Return the number of parameters on a residual stream of width `dim`."""
-        width = self.width(dim)
-        norms = ((self.pre, dim), (self.branch, width), (self.post, width))
-        return self.op.count(dim) + sum(norm.count(n) for norm, n in norms if norm)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Sequential:
@@ -614,15 +509,6 @@ class Block:
     def width(self, dim: int) -> int:
         """The width of the stream behind it."""
         return reduce(lambda width, sub: sub.width(width), self.subs, dim)
-
-    def count(self, dim: int) -> int:
-        """Return the number of parameters on a residual stream of width `dim`."""
-        shared = self.wiring.pre.count(dim) if isinstance(self.wiring, Parallel) and self.wiring.pre else 0
-        return shared + sum(sub.count(width) for sub, width in self._widths(dim))
-
-    def idle(self, dim: int) -> int:
-        """Return the number of parameters that one token does not use."""
-        return sum(sub.op.idle(width) for sub, width in self._widths(dim) if isinstance(sub.op, MoE))
 
     def _widths(self, dim: int) -> Iterator[tuple[Sub, int]]:
         """Yield the sublayers, each with the width of the stream before it."""
@@ -673,19 +559,6 @@ class Stack:
         """The widths of the stream before every block and at the end."""
         return list(accumulate(self.blocks, lambda width, block: block.width(width), initial=dim))
 
-    def count(self, dim: int) -> int:
-        """Return the number of parameters on a residual stream of width `dim`."""
-        *before, end = self.widths(dim)
-        placed = Counter(zip(self.blocks, before, strict=True))
-        total = sum(n * block.count(width) for (block, width), n in placed.items())
-        total += self.relative.count() if self.relative else 0
-        return total + (self.final_norm.count(end) if self.final_norm else 0)
-
-    def idle(self, dim: int) -> int:
-        """Return the number of parameters that one token does not use."""
-        placed = Counter(zip(self.blocks, self.widths(dim)[:-1], strict=True))
-        return sum(n * block.idle(width) for (block, width), n in placed.items())
-
 
 @dataclass(frozen=True, kw_only=True)
 class Projection:
@@ -693,10 +566,6 @@ class Projection:
 
     width: int
     bias: bool = False
-
-    def count(self, dim: int) -> int:
-        """Return the number of parameters of the map."""
-        return self.width * dim + (dim if self.bias else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -706,10 +575,6 @@ class Factorised:
 
     width: int
     bias: bool = True
-
-    def count(self, dim: int) -> int:
-        """Return the number of parameters of the map."""
-        return self.width * dim + (dim if self.bias else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -730,14 +595,6 @@ class Embed:
         """Return the width of the token vectors on a residual stream of width `dim`."""
         return self.projection.width if self.projection else dim
 
-    def count(self, vocab: int, dim: int) -> int:
-        """Return the number of parameters (`vocab` 0: the token vectors are counted elsewhere)."""
-        width = self.width(dim)
-        total = vocab * width + (self.projection.count(dim) if self.projection else 0)
-        width = width if isinstance(self.projection, Factorised) else dim
-        total += self.segments * width + (self.position.count(width) if self.position else 0)
-        return total + (self.norm.count(width) if self.norm else 0)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
@@ -750,11 +607,6 @@ class Transform:
 
     def __post_init__(self) -> None:
         _check_activation(self.activation)
-
-    def count(self, dim: int) -> int:
-        """Return the number of parameters on a residual stream of width `dim`."""
-        total = dim * self.width + (self.width if self.bias else 0)
-        return total + (self.norm.count(self.width) if self.norm else 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -769,16 +621,6 @@ class LM:
     normalised: bool = False
     projection: Projection | Transform | None = None
 
-    def count(self, vocab: int, dim: int) -> int:
-        """Return the number of parameters that are not shared with the embedding."""
-        total = vocab if self.bias else 0
-        if self.projection is not None:
-            total += dim * self.projection.width + (self.projection.width if self.projection.bias else 0)
-            if isinstance(self.projection, Transform) and self.projection.norm:
-                total += self.projection.norm.count(self.projection.width)
-            dim = self.projection.width
-        return total + (0 if self.tied else vocab * dim)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Discriminator:
@@ -788,10 +630,6 @@ class Discriminator:
 
     def __post_init__(self) -> None:
         _check_activation(self.activation)
-
-    def count(self, vocab: int, dim: int) -> int:
-        """Return the number of parameters."""
-        return dim * dim + dim + dim + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -804,10 +642,6 @@ class Classify:
     def __post_init__(self) -> None:
         _check_activation(self.activation)
 
-    def count(self, vocab: int, dim: int) -> int:
-        """Return the number of parameters."""
-        return dim * dim + dim + self.classes * (dim + 1)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Hidden:
@@ -815,21 +649,8 @@ class Hidden:
 
     pooler: str | None = None
 
-    def count(self, vocab: int, dim: int) -> int:
-        """Return the number of parameters."""
-        return dim * dim + dim if self.pooler else 0
-
 
 Head = LM | Discriminator | Classify | Hidden
-
-
-@dataclass(frozen=True, kw_only=True)
-class Count:
-    """Parameter counts: all of them, those outside embeddings and head, and those that one token's pass uses."""
-
-    total: int
-    non_embedding: int
-    active: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -902,30 +723,6 @@ class ModelSpec:
         """The head of a model that has logits over the vocabulary."""
         assert isinstance(self.head, LM), f"{self.name} has no language-model head"
         return self.head
-
-    def count(self) -> Count:
-        """Return the exact numbers of parameters, without building anything."""
-        embed, head = self.embed.count(self.vocab, self.dim), self.head.count(self.vocab, self.width)
-        if self.encoder_embed is not None:
-            embed += self.encoder_embed.count(0, self.dim)
-        body = sum(stack.count(self.dim) for stack in self.stacks)
-        total = embed + head + body
-        return Count(total=total, non_embedding=body, active=total - sum(stack.idle(self.dim) for stack in self.stacks))
-
-    def flops_per_token(self, context: int) -> int:
-        """Return forward + backward model FLOPs per token at this context: 6 per weight used in a matmul, plus
-        12 * query_width * context per attention layer for scores and mixing, half of that where it is causal (PaLM,
-        arXiv:2204.02311, B). With an encoder and a decoder: of one token in each."""
-        total = 6 * self.vocab * self.width
-        for stack in self.stacks:
-            total += 6 * stack.repeats * (stack.count(self.dim) - stack.idle(self.dim))
-            causal = isinstance(stack.visibility, Causal)
-            for sub in stack.subs():
-                if isinstance(sub.op, Attention):
-                    total += (6 if causal else 12) * sub.op.query_width * min(context, sub.op.window or context)
-                elif isinstance(sub.op, CrossAttention):
-                    total += 12 * sub.op.query_width * context
-        return total
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values; runs of equal blocks are stored once, with their length."""

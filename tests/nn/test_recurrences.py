@@ -9,7 +9,7 @@ from torch import Tensor
 from etymon.engine import Engine, EngineConfig, Request, Sampling
 from etymon.errors import ConfigError, DataError
 from etymon.families import families, family_named
-from etymon.nn import Model, build, ssm, wkv
+from etymon.nn import Model, build, count, ssm, wkv
 from etymon.quant import quantize_int8
 from etymon.spec import LSTM, Sub
 
@@ -196,11 +196,11 @@ def test_it_learns(model: Model) -> None:
 
 
 def test_counts_are_exact(model: Model) -> None:
-    assert model.spec.count().total == sum(p.numel() for p in model.parameters())
+    assert count(model.spec).total == sum(p.numel() for p in model.parameters())
 
 
 def test_widths_that_do_not_fit() -> None:
     with pytest.raises(ConfigError, match="48 channels cannot be added to a stream of 32; use alpha=0"):
-        Sub(op=LSTM(width=48)).count(32)
+        Sub(op=LSTM(width=48)).width(32)
     with pytest.raises(ConfigError, match="a tied head needs a stream of 32 channels, not 48"):
         family_named("lstm").spec(vocab=97, dim=32, width=48, layers=1, tied=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from etymon.families import family_named
-from etymon.nn import build
+from etymon.nn import build, count
 
 PUBLISHED = {
     "lstm": {"lstm-ptb-small": 4.6e6, "lstm-ptb-medium": 19.8e6, "lstm-ptb-large": 66.0e6},
@@ -38,7 +38,7 @@ PUBLISHED = {
 @pytest.mark.parametrize(("family", "size"), [(f, s) for f, sizes in PUBLISHED.items() for s in sizes])
 def test_published_counts(family: str, size: str) -> None:
     spec = family_named(family).spec(size)
-    total = spec.count().total
+    total = count(spec).total
     assert abs(total / PUBLISHED[family][size] - 1) < 0.012
     assert sum(p.numel() for p in build(spec, device="meta").parameters()) == total
 

@@ -28,13 +28,14 @@ def list_models() -> None:
 
     from etymon.evaluate import wording
     from etymon.families import families
+    from etymon.nn import count
 
     table = Table("family", "size", "parameters", "context", "layers", "width")
     for family in families().values():
         for i, size in enumerate(family.sizes):
             spec = family.spec(size)
             shape = (f"{spec.context:,}", str(len(spec.trunk.blocks)), str(spec.dim))
-            table.add_row("" if i else family.title, size, wording.count(spec.count().total), *shape)
+            table.add_row("" if i else family.title, size, wording.count(count(spec).total), *shape)
     Console(highlight=False).print(table)
 
 
@@ -53,17 +54,18 @@ def show(
     from rich.table import Table
 
     from etymon.evaluate import wording
+    from etymon.nn import count
 
     spec = _spec(name)
     console = Console(highlight=False)
     console.print(_tree(spec))
-    count = spec.count()
-    console.print(f"\nparameters  {count.total:,} in all, {count.non_embedding:,} outside embeddings and head")
+    counts = count(spec)
+    console.print(f"\nparameters  {counts.total:,} in all, {counts.non_embedding:,} outside embeddings and head")
     table = Table("dtype", "weights", "state per token", f"state at {context or spec.context:,} tokens")
     per_token, fixed = _state_numbers(spec)
     for dtype, size in DTYPES:
         state = max(size, 2)  # which is not quantised
-        sizes = (size * count.total, state * per_token, state * (per_token * (context or spec.context) + fixed))
+        sizes = (size * counts.total, state * per_token, state * (per_token * (context or spec.context) + fixed))
         table.add_row(dtype, *(wording.size(n) for n in sizes))
     console.print(table)
 
@@ -131,17 +133,20 @@ def _tree(spec: ModelSpec) -> Tree:
 
 
 def _add_stack(tree: Tree, name: str, stack: Stack, dim: int) -> None:
+    from etymon.nn.counting import count_block
+
     again = "" if stack.repeats == 1 else f", {stack.repeats} times with the same weights"
     shown = tree.add(f"{name}  {_value(stack.visibility)}{again}")
     if stack.relative is not None:
         shown.add(f"relative  {_value(stack.relative)}")
-    blocks = stack.blocks
+    blocks, widths = stack.blocks, stack.widths(dim)
     start = 0
     while start < len(blocks):
         stop = start
         while stop < len(blocks) and blocks[stop] == blocks[start]:
             stop += 1
-        repeated = shown.add(f"{stop - start} × block, {blocks[start].count(dim):,} parameters each")
+        own, _ = count_block(blocks[start], widths[start], stack.visibility)
+        repeated = shown.add(f"{stop - start} × block, {own:,} parameters each")
         for sub in blocks[start].subs:
             branch = repeated.add(f"{sub.op.name}  {_value(sub.op)}")
             for place in ("pre", "branch", "post"):

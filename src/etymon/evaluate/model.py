@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from etymon.nn import Model
+from etymon.nn import Model, count
 
 
 def describe(model: Model) -> dict[str, Any]:
@@ -14,7 +14,7 @@ def describe(model: Model) -> dict[str, Any]:
     return {
         "name": spec.name,
         "family": spec.family,
-        "parameters": asdict(spec.count()),
+        "parameters": asdict(count(spec)),
         "layers": spec.trunk.depth,
         "dim": spec.dim,
         "vocab": spec.vocab,

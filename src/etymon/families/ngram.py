@@ -23,12 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from etymon.errors import DataError
-from etymon.nn import IGNORE, Output, State
+from etymon.nn import IGNORE, Count, Output, State
 from etymon.nn.layout import Layout
 from etymon.nn.runs import Runs
 from etymon.nn.state import Vectors
 from etymon.nn.walk import Walker, following
-from etymon.spec import Count
 
 START, END, UNKNOWN = "<s>", "</s>", "<unk>"
 Words = tuple[str, ...]

@@ -1,8 +1,9 @@
 """How a spec becomes a torch module."""
 
+from etymon.nn.counting import Count, count, flops_per_token
 from etymon.nn.head import IGNORE
 from etymon.nn.linear import Linear
 from etymon.nn.model import Model, Output, build
 from etymon.nn.state import State
 
-__all__ = ["IGNORE", "Linear", "Model", "Output", "State", "build"]
+__all__ = ["IGNORE", "Count", "Linear", "Model", "Output", "State", "build", "count", "flops_per_token"]

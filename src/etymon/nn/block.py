@@ -137,11 +137,11 @@ def build_block(block: spec.Block, dim: int, visibility: spec.Visibility) -> nn.
 class Stack(nn.Module):
     """Blocks on one residual stream, ended by a norm."""
 
-    def __init__(self, stack: spec.Stack, dim: int) -> None:
+    def __init__(self, stack: spec.Stack, dim: int, *, blocks: bool = True) -> None:
         super().__init__()
         *widths, end = stack.widths(dim)
-        blocks = zip(stack.blocks, widths, strict=True)
-        self.blocks = nn.ModuleList(build_block(block, width, stack.visibility) for block, width in blocks)
+        built = zip(stack.blocks, widths, strict=True) if blocks else ()
+        self.blocks = nn.ModuleList(build_block(block, width, stack.visibility) for block, width in built)
         self.repeats = stack.repeats
         self.relative = None if stack.relative is None else BucketBias(stack.relative, stack.visibility)
         self.final_norm = build_norm(stack.final_norm, end)

@@ -57,6 +57,12 @@ class MoE(nn.Module):
         self.load: Tensor | None = None
         self.logits: Tensor | None = None
 
+    @property
+    def idle(self) -> int:
+        """The number of parameters that one token does not use."""
+        experts = sum(weight.numel() for weight in self.experts.parameters())
+        return experts // self.op.experts * (self.op.experts - self.op.router.k)
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply to `x` [..., dim]."""
         rows = x.reshape(-1, x.shape[-1])

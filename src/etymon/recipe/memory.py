@@ -10,6 +10,7 @@ import torch
 
 from etymon.errors import ConfigError
 from etymon.evaluate import wording
+from etymon.nn import count
 from etymon.recipe.schema import Recipe, TrainSection
 from etymon.spec import (
     GRU,
@@ -53,15 +54,15 @@ class Memory:
 
 def training_memory(spec: ModelSpec, section: TrainSection, context: int) -> Memory:
     """Estimate the memory of training `spec` with rows of `context` tokens, in fp32."""
-    count = spec.count()
+    parameters = count(spec)
     rows = section.micro_batch or section.batch_size
     if isinstance(section.optimizer, MuonConfig):  # one buffer for matrices, AdamW's two for the rest
-        optimizer = FP32 * (count.non_embedding + 2 * (count.total - count.non_embedding))
+        optimizer = FP32 * (parameters.non_embedding + 2 * (parameters.total - parameters.non_embedding))
     else:
-        optimizer = 2 * FP32 * count.total
+        optimizer = 2 * FP32 * parameters.total
     return Memory(
-        weights=FP32 * count.total,
-        gradients=FP32 * count.total,
+        weights=FP32 * parameters.total,
+        gradients=FP32 * parameters.total,
         optimizer=optimizer,
         activations=FP32 * rows * context * activations_per_token(spec)
         + 3 * FP32 * min(rows * context, LOGITS_AT_ONCE) * spec.vocab,

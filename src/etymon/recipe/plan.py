@@ -12,6 +12,7 @@ from rich.text import Text
 from etymon.data import BuiltinConversations, DocumentSet, TokenShards, builtin_conversations, read_conversations
 from etymon.errors import DataError
 from etymon.evaluate import wording
+from etymon.nn import count
 from etymon.recipe import budget, inputs, memory, stages
 from etymon.recipe.loading import load_recipe
 from etymon.recipe.run import STATE, Run, changed_keys
@@ -73,11 +74,11 @@ def _rows(recipe: Recipe, spec: ModelSpec, corpus: Corpus | None, device: str) -
             "tokenizer",
             f"byte-level BPE of at most {recipe.tokenizer.vocab_size:,} tokens, learned from the documents",
         )
-    count = spec.count()
+    counts = count(spec)
     origin = f"from {recipe.model.load}" if isinstance(recipe.model, LoadModel) else "new"
     yield (
         "model",
-        f"{spec.name}, {origin}: {count.total:,} parameters, {count.non_embedding:,} outside embeddings and head; "
+        f"{spec.name}, {origin}: {counts.total:,} parameters, {counts.non_embedding:,} outside embeddings and head; "
         f"{spec.trunk.depth} blocks of width {spec.dim}, vocabulary {spec.vocab:,}, context {spec.context:,}",
     )
     for name, section in recipe.stages.items():

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from etymon.data import Batch, Loader
 from etymon.errors import CheckpointError, TrainingError
 from etymon.files import atomic_directory, write_json
-from etymon.nn import Model
+from etymon.nn import Model, flops_per_token
 from etymon.objectives import Objective
 from etymon.text import Tokenizer
 from etymon.train.checkpoint import (
@@ -352,7 +352,7 @@ class _Run:
     ) -> FitResult:
         total, config = record.total_steps, self.config
         device = str(self.model.device)
-        flops = self.model.spec.flops_per_token(self.loader.context)
+        flops = flops_per_token(self.model.spec, self.loader.context)
         elapsed, begun, first = position.seconds, self.started, position.step
         loop_begun = time.perf_counter()
         tokens, trained, loss = position.tokens, position.trained_tokens, position.loss
