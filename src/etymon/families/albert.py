@@ -11,6 +11,7 @@ from typing import Any
 
 from etymon.families import bert
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Concat, Rule, affine
 from etymon.spec import LM, Bidirectional, Embed, Factorised, Head, Hidden, LayerNorm, Learned, ModelSpec, Stack
@@ -98,6 +99,12 @@ FAMILY = Family(
     name="albert",
     title="ALBERT",
     paper="https://arxiv.org/abs/1909.11942",
+    origin=Origin(
+        published="2019-09",
+        parents=("bert",),
+        brought="the same weights in every layer, and small token vectors",
+        reference=Running(),
+    ),
     model_type="albert",
     architecture="AlbertForMaskedLM",
     build=build,

@@ -11,6 +11,7 @@ from typing import Any
 
 from etymon.errors import ConfigError
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Concat, Row, Rule, affine
 from etymon.spec import (
@@ -186,6 +187,12 @@ FAMILY = Family(
     name="bart",
     title="BART",
     paper="https://arxiv.org/abs/1910.13461",
+    origin=Origin(
+        published="2019-10",
+        parents=("marian", "bert"),
+        brought="denoising: restore a text from one that was corrupted",
+        reference=Running(),
+    ),
     model_type="bart",
     architecture="BartForConditionalGeneration",
     build=build,

@@ -11,6 +11,7 @@ from typing import Any
 
 from etymon.errors import ConfigError, suggest
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Concat, Rule, affine
 from etymon.spec import (
@@ -197,6 +198,12 @@ FAMILY = Family(
     name="bert",
     title="BERT",
     paper="https://arxiv.org/abs/1810.04805",
+    origin=Origin(
+        published="2018-10",
+        parents=("marian", "gpt1"),
+        brought="reading both ways: masked words are predicted from left and right",
+        reference=Running(),
+    ),
     model_type="bert",
     architecture="BertForMaskedLM",
     build=build,

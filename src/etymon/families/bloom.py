@@ -11,6 +11,7 @@ from typing import Any
 
 from etymon.families.descent import attention_of
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
 from etymon.families.weights import Regroup, Rule
@@ -113,6 +114,12 @@ FAMILY = Family(
     name="bloom",
     title="BLOOM",
     paper="https://arxiv.org/abs/2211.05100",
+    origin=Origin(
+        published="2022-07",
+        parents=("gpt3",),
+        brought="forty-six languages, made by a thousand researchers in the open",
+        reference=Running(),
+    ),
     model_type="bloom",
     architecture="BloomForCausalLM",
     build=build,

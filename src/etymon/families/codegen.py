@@ -12,6 +12,7 @@ from typing import Any
 from etymon.families import gptj
 from etymon.families.descent import attention_of
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
 from etymon.families.weights import Regroup, Rule
@@ -45,6 +46,12 @@ FAMILY = Family(
     name="codegen",
     title="CodeGen",
     paper="https://arxiv.org/abs/2203.13474",
+    origin=Origin(
+        published="2022-03",
+        parents=("gptj",),
+        brought="programs from a conversation of several turns",
+        reference=Running(),
+    ),
     model_type="codegen",
     architecture="CodeGenForCausalLM",
     build=build,

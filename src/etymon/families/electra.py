@@ -11,6 +11,7 @@ from typing import Any
 
 from etymon.families import bert
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Rule, affine
 from etymon.spec import LM, Discriminator, Factorised, Head, Hidden, ModelSpec
@@ -97,6 +98,12 @@ FAMILY = Family(
     name="electra",
     title="ELECTRA",
     paper="https://arxiv.org/abs/2003.10555",
+    origin=Origin(
+        published="2020-03",
+        parents=("bert",),
+        brought="learns from every token: which ones did a small generator replace?",
+        reference=Running(),
+    ),
     model_type="electra",
     architecture="ElectraForPreTraining",
     build=build,

@@ -12,6 +12,7 @@ from typing import Any
 
 from etymon.families.descent import attention_of
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
 from etymon.families.table import Names, table
@@ -172,6 +173,12 @@ FAMILY = Family(
     name="falcon",
     title="Falcon",
     paper="https://arxiv.org/abs/2311.16867",
+    origin=Origin(
+        published="2023-05",
+        parents=("gpt3", "palm"),
+        brought="the web alone is enough, if it is filtered well",
+        reference=Running(),
+    ),
     model_type="falcon",
     architecture="FalconForCausalLM",
     build=build,

@@ -12,6 +12,7 @@ from typing import Any
 
 import etymon.families
 from etymon.errors import ConfigError, suggest
+from etymon.families.origin import UNTOLD, Origin
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Rule
 from etymon.spec import ModelSpec
@@ -37,14 +38,15 @@ class Family:
     `build(name=..., **dimensions)` makes a spec; `sizes` are the dimensions of its published models and `tiny` those
     of a model for tests. `read` and `write` translate `config.json`, `weights` lists the tensors; `prefix` may be
     missing from published names; names matching `skipped` that no rule wants are buffers, or parts that this model does
-    missing from published names; names matching `skipped` that no rule wants are buffers, or parts that this model does
     without; `copies` may be there but must equal the token embedding; `renamed` replaces patterns in older names. A
     family that was never published has no format; one published as another family's (Galactica as OPT) has no `read`.
+    `origin` is its place in the lineage.
     """
 
     name: str
     title: str
     paper: str
+    origin: Origin = UNTOLD
     model_type: str = ""
     architecture: str = ""
     build: Callable[..., ModelSpec]

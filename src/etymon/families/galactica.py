@@ -11,6 +11,7 @@ from typing import Any
 
 from etymon.families import opt
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Running
 from etymon.spec import ModelSpec
 
 
@@ -25,6 +26,12 @@ FAMILY = Family(
     name="galactica",
     title="Galactica",
     paper="https://arxiv.org/abs/2211.09085",
+    origin=Origin(
+        published="2022-11",
+        parents=("opt",),
+        brought="a corpus of science: papers, references, molecules, proofs",
+        reference=Running(),
+    ),
     model_type="opt",
     architecture="OPTForCausalLM",
     build=build,

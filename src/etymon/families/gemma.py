@@ -13,6 +13,7 @@ from etymon.errors import ConfigError
 from etymon.families import llama
 from etymon.families.descent import attention_of, with_blocks
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
 from etymon.spec import Block, Embed, ModelSpec, RMSNorm, Sub
@@ -63,6 +64,12 @@ FAMILY = Family(
     name="gemma",
     title="Gemma",
     paper="https://arxiv.org/abs/2403.08295",
+    origin=Origin(
+        published="2024-02",
+        parents=("llama", "gemini"),
+        brought="Gemini's recipe in small open models",
+        reference=Running(),
+    ),
     model_type="gemma",
     architecture="GemmaForCausalLM",
     build=build,

@@ -13,6 +13,7 @@ from typing import Any
 from etymon.families import gemma, llama
 from etymon.families.descent import attention_of, with_attention, with_blocks, with_windows
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Running
 from etymon.families.qwen2 import write_windows
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -103,6 +104,12 @@ FAMILY = Family(
     name="gemma2",
     title="Gemma 2",
     paper="https://arxiv.org/abs/2408.00118",
+    origin=Origin(
+        published="2024-06",
+        parents=("gemma",),
+        brought="small models taught by a large one's probabilities",
+        reference=Running(),
+    ),
     model_type="gemma2",
     architecture="Gemma2ForCausalLM",
     build=build,

@@ -12,6 +12,7 @@ from typing import Any
 from etymon.families import gpt2
 from etymon.families.descent import with_blocks
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
 from etymon.families.weights import Rule, Transpose
@@ -83,6 +84,12 @@ FAMILY = Family(
     name="gpt1",
     title="GPT",
     paper="https://cdn.openai.com/research-covers/language-unsupervised/language_understanding_paper.pdf",
+    origin=Origin(
+        published="2018-06",
+        parents=("marian",),
+        brought="the decoder alone, pretrained on books, then fine-tuned for every task",
+        reference=Running(),
+    ),
     model_type="openai-gpt",
     architecture="OpenAIGPTLMHeadModel",
     build=build,

@@ -11,6 +11,7 @@ from typing import Any
 
 from etymon.errors import ConfigError
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Rule, Transpose, affine
 from etymon.spec import LM, Attention, Block, Dense, Embed, LayerNorm, Learned, ModelSpec, Stack, Sub
@@ -126,6 +127,12 @@ FAMILY = Family(
     name="gpt2",
     title="GPT-2",
     paper="https://cdn.openai.com/better-language-models/language_models_are_unsupervised_multitask_learners.pdf",
+    origin=Origin(
+        published="2019-02",
+        parents=("gpt1",),
+        brought="tasks without fine-tuning, from a better scrape of the web",
+        reference=Running(),
+    ),
     model_type="gpt2",
     architecture="GPT2LMHeadModel",
     build=build,

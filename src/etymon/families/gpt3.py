@@ -12,6 +12,7 @@ from typing import Any
 from etymon.families import gpt2
 from etymon.families.descent import with_windows
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Paper
 from etymon.spec import ModelSpec
 
 
@@ -26,6 +27,12 @@ FAMILY = Family(
     name="gpt3",
     title="GPT-3",
     paper="https://arxiv.org/abs/2005.14165",
+    origin=Origin(
+        published="2020-05",
+        parents=("gpt2",),
+        brought="a hundred times larger: tasks learned from examples in the prompt",
+        reference=Paper(),
+    ),
     build=build,
     sizes={
         "gpt3-small": {"dim": 768, "layers": 12, "heads": 12},

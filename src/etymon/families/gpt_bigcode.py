@@ -12,6 +12,7 @@ from etymon.families import gpt2
 from etymon.families.descent import attention_of, with_attention, with_blocks
 from etymon.families.family import Family, extends
 from etymon.families.gpt_neo import TOP
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
 from etymon.families.weights import Regroup, Rule
@@ -84,6 +85,12 @@ FAMILY = Family(
     name="gpt_bigcode",
     title="StarCoder",
     paper="https://arxiv.org/abs/2305.06161",
+    origin=Origin(
+        published="2023-05",
+        parents=("gpt2",),
+        brought="code with permission: trained on licensed repositories, fills in the middle",
+        reference=Running(),
+    ),
     model_type="gpt_bigcode",
     architecture="GPTBigCodeForCausalLM",
     build=build,

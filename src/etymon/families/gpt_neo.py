@@ -11,6 +11,7 @@ from typing import Any
 from etymon.families import gpt2
 from etymon.families.descent import attention_of, with_attention, with_blocks, with_windows
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
 from etymon.families.weights import Rule
@@ -100,6 +101,12 @@ FAMILY = Family(
     name="gpt_neo",
     title="GPT-Neo",
     paper="https://github.com/EleutherAI/gpt-neo",
+    origin=Origin(
+        published="2021-03",
+        parents=("gpt3",),
+        brought="the first open replication of GPT-3's small sizes",
+        reference=Running(),
+    ),
     model_type="gpt_neo",
     architecture="GPTNeoForCausalLM",
     build=build,

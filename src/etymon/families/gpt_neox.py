@@ -12,6 +12,7 @@ from typing import Any
 from etymon.families import llama
 from etymon.families.descent import attention_of
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
 from etymon.families.table import Names, table
@@ -131,6 +132,12 @@ FAMILY = Family(
     name="gpt_neox",
     title="GPT-NeoX",
     paper="https://arxiv.org/abs/2204.06745",
+    origin=Origin(
+        published="2022-02",
+        parents=("gptj",),
+        brought="the largest open model of its day, with its code and its data",
+        reference=Running(),
+    ),
     model_type="gpt_neox",
     architecture="GPTNeoXForCausalLM",
     build=build,

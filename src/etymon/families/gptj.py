@@ -13,6 +13,7 @@ from typing import Any
 from etymon.families.descent import attention_of
 from etymon.families.family import Family
 from etymon.families.gpt2 import ACTIVATIONS
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
 from etymon.families.weights import Operation, PermuteRotary, Rule
@@ -124,6 +125,12 @@ FAMILY = Family(
     name="gptj",
     title="GPT-J",
     paper="https://github.com/kingoflolz/mesh-transformer-jax",
+    origin=Origin(
+        published="2021-06",
+        parents=("gpt_neo",),
+        brought="attention and feed-forward side by side, rotary positions",
+        reference=Running(),
+    ),
     model_type="gptj",
     architecture="GPTJForCausalLM",
     build=build,

@@ -11,6 +11,7 @@ from typing import Any
 from etymon.families import llama
 from etymon.families.descent import with_attention, with_blocks
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.spec import Attention, Block, Embed, ModelSpec
 
@@ -73,6 +74,12 @@ FAMILY = Family(
     name="granite",
     title="Granite",
     paper="https://github.com/ibm-granite/granite-3.0-language-models",
+    origin=Origin(
+        published="2024-10",
+        parents=("llama",),
+        brought="for companies, with multipliers that carry hyperparameters across sizes",
+        reference=Running(),
+    ),
     model_type="granite",
     architecture="GraniteForCausalLM",
     build=build,

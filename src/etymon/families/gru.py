@@ -6,6 +6,7 @@ What was new over the LSTM: one vector is both memory and output, with two gates
 from __future__ import annotations
 
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.recurrent import read_with, recurrent_spec, weights, write
 from etymon.spec import GRU, ModelSpec
 
@@ -30,6 +31,12 @@ FAMILY = Family(
     name="gru",
     title="GRU",
     paper="https://arxiv.org/abs/1412.3555",
+    origin=Origin(
+        published="2014-12",
+        parents=("lstm",),
+        brought="gates like the LSTM's with one state less",
+        reference=Running("torch"),
+    ),
     model_type="gru",
     architecture="RNNModel",
     build=build,

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
 from etymon.families.table import Names, table
@@ -182,6 +183,12 @@ FAMILY = Family(
     name="llama",
     title="LLaMA",
     paper="https://arxiv.org/abs/2302.13971",
+    origin=Origin(
+        published="2023-02",
+        parents=("gpt3", "palm", "gpt_neox"),
+        brought="small models trained far longer, on public text only",
+        reference=Running(),
+    ),
     model_type="llama",
     architecture="LlamaForCausalLM",
     build=build,

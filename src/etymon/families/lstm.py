@@ -7,6 +7,7 @@ tokens.
 from __future__ import annotations
 
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.recurrent import read_with, recurrent_spec, weights, write
 from etymon.spec import LSTM, ModelSpec
 
@@ -31,6 +32,12 @@ FAMILY = Family(
     name="lstm",
     title="LSTM",
     paper="https://arxiv.org/abs/1409.2329",
+    origin=Origin(
+        published="2014-09",
+        parents=("rnnlm",),
+        brought="memory behind gates (1997) that dropout can regularise, as a language model",
+        reference=Running("torch"),
+    ),
     model_type="lstm",
     architecture="RNNModel",
     build=build,

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Rule, affine
 from etymon.spec import LM, Block, Embed, ModelSpec, RMSNorm, SelectiveSSM, Stack, Sub
@@ -131,6 +132,12 @@ FAMILY = Family(
     name="mamba",
     title="Mamba",
     paper="https://arxiv.org/abs/2312.00752",
+    origin=Origin(
+        published="2023-12",
+        parents=("s4",),
+        brought="a state space that chooses what to remember, in linear time",
+        reference=Running(),
+    ),
     model_type="mamba",
     architecture="MambaForCausalLM",
     build=build,

@@ -11,6 +11,7 @@ from typing import Any
 
 from etymon.families.family import Family
 from etymon.families.mamba import INITIAL, RUNNING
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Rule, affine
 from etymon.spec import LM, Block, DualSSM, Embed, ModelSpec, RMSNorm, Stack, Sub
@@ -144,6 +145,12 @@ FAMILY = Family(
     name="mamba2",
     title="Mamba-2",
     paper="https://arxiv.org/abs/2405.21060",
+    origin=Origin(
+        published="2024-05",
+        parents=("mamba",),
+        brought="state spaces and attention are two forms of one product",
+        reference=Running(),
+    ),
     model_type="mamba2",
     architecture="Mamba2ForCausalLM",
     build=build,

@@ -11,6 +11,7 @@ from typing import Any
 
 from etymon.families import bart
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.spec import ModelSpec, Sinusoidal
 
@@ -36,6 +37,12 @@ FAMILY = Family(
     name="marian",
     title="Transformer",
     paper="https://arxiv.org/abs/1706.03762",
+    origin=Origin(
+        published="2017-06",
+        parents=("bahdanau",),
+        brought="attention is all there is: every position in one parallel step",
+        reference=Running(),
+    ),
     model_type="marian",
     architecture="MarianMTModel",
     build=build,

@@ -11,6 +11,7 @@ from typing import Any
 
 from etymon.families import bart
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.spec import ModelSpec
 
@@ -27,6 +28,12 @@ FAMILY = Family(
     name="mbart",
     title="mBART",
     paper="https://arxiv.org/abs/2001.08210",
+    origin=Origin(
+        published="2020-01",
+        parents=("bart",),
+        brought="denoising in twenty-five languages, for translation",
+        reference=Running(),
+    ),
     model_type="mbart",
     architecture="MBartForConditionalGeneration",
     build=build,

@@ -11,6 +11,7 @@ from typing import Any
 from etymon.families import llama
 from etymon.families.descent import attention_of, with_windows
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
 from etymon.spec import ModelSpec
@@ -46,6 +47,12 @@ FAMILY = Family(
     name="mistral",
     title="Mistral",
     paper="https://arxiv.org/abs/2310.06825",
+    origin=Origin(
+        published="2023-09",
+        parents=("llama",),
+        brought="better than Llama 2 of twice its size; a window that slides",
+        reference=Running(),
+    ),
     model_type="mistral",
     architecture="MistralForCausalLM",
     build=build,

@@ -12,6 +12,7 @@ from typing import Any
 from etymon.families import llama, mistral
 from etymon.families.descent import with_blocks
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
 from etymon.families.table import Names, table
@@ -78,6 +79,12 @@ FAMILY = Family(
     name="mixtral",
     title="Mixtral",
     paper="https://arxiv.org/abs/2401.04088",
+    origin=Origin(
+        published="2023-12",
+        parents=("mistral",),
+        brought="eight experts, two for each token, in open weights",
+        reference=Running(),
+    ),
     model_type="mixtral",
     architecture="MixtralForCausalLM",
     build=build,

@@ -11,6 +11,7 @@ from typing import Any
 
 from etymon.families.descent import attention_of
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
 from etymon.families.weights import Rule
@@ -140,6 +141,12 @@ FAMILY = Family(
     name="mpt",
     title="MPT",
     paper="https://www.databricks.com/blog/mpt-7b",
+    origin=Origin(
+        published="2023-05",
+        parents=("gpt3", "bloom"),
+        brought="open for commerce; contexts beyond those of training",
+        reference=Running(),
+    ),
     model_type="mpt",
     architecture="MptForCausalLM",
     build=build,

@@ -10,12 +10,19 @@ from functools import partial
 
 from etymon.families import t5
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 
 _MT5 = {"vocab": 250112, "feed_forward": "gated-gelu", "tied": False}
 FAMILY = Family(
     name="mt5",
     title="mT5",
     paper="https://arxiv.org/abs/2010.11934",
+    origin=Origin(
+        published="2020-10",
+        parents=("t5",),
+        brought="T5 in a hundred and one languages",
+        reference=Running(),
+    ),
     model_type="mt5",
     architecture="MT5ForConditionalGeneration",
     build=partial(t5.build, family="mt5"),

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Rule
 from etymon.spec import LM, Block, Embed, ModelSpec, Stack, Sub, Window
@@ -73,6 +74,12 @@ FAMILY = Family(
     name="nnlm",
     title="NNLM",
     paper="https://www.jmlr.org/papers/v3/bengio03a.html",
+    origin=Origin(
+        published="2003-02",
+        parents=("ngram",),
+        brought="words as learned vectors, so that similar words share what is learnt",
+        reference=Recorded("makemore's MLP"),
+    ),
     model_type="nnlm",
     architecture="NNLM",
     build=build,

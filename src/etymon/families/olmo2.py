@@ -12,6 +12,7 @@ from typing import Any
 from etymon.families import llama
 from etymon.families.descent import attention_of, with_attention, with_blocks
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
 from etymon.families.table import Names, table
@@ -65,6 +66,12 @@ FAMILY = Family(
     name="olmo2",
     title="OLMo 2",
     paper="https://arxiv.org/abs/2501.00656",
+    origin=Origin(
+        published="2024-11",
+        parents=("llama",),
+        brought="data, code, checkpoints and logs in the open; norms moved for stability",
+        reference=Running(),
+    ),
     model_type="olmo2",
     architecture="Olmo2ForCausalLM",
     build=build,

@@ -12,6 +12,7 @@ from typing import Any
 from etymon.families.descent import attention_of
 from etymon.families.family import Family
 from etymon.families.gpt2 import ACTIVATIONS
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
 from etymon.families.weights import Rule
@@ -127,6 +128,12 @@ FAMILY = Family(
     name="opt",
     title="OPT",
     paper="https://arxiv.org/abs/2205.01068",
+    origin=Origin(
+        published="2022-05",
+        parents=("gpt3",),
+        brought="GPT-3 for researchers, with the logbook of its training",
+        reference=Running(),
+    ),
     model_type="opt",
     architecture="OPTForCausalLM",
     build=build,

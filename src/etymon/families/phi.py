@@ -12,6 +12,7 @@ from typing import Any
 from etymon.families import llama
 from etymon.families.descent import attention_of
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
 from etymon.families.table import Names, table
@@ -110,6 +111,12 @@ FAMILY = Family(
     name="phi",
     title="Phi",
     paper="https://arxiv.org/abs/2309.05463",
+    origin=Origin(
+        published="2023-06",
+        parents=("codegen",),
+        brought="textbooks are all you need: small models on chosen and synthetic text",
+        reference=Running(),
+    ),
     model_type="phi",
     architecture="PhiForCausalLM",
     build=build,

@@ -13,6 +13,7 @@ from typing import Any
 from etymon.families import llama, mistral
 from etymon.families.descent import attention_of
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
 from etymon.families.table import Names, table
@@ -69,6 +70,12 @@ FAMILY = Family(
     name="phi3",
     title="Phi-3",
     paper="https://arxiv.org/abs/2404.14219",
+    origin=Origin(
+        published="2024-04",
+        parents=("llama", "phi"),
+        brought="a model that fits a phone, on Phi's kind of data",
+        reference=Running(),
+    ),
     model_type="phi3",
     architecture="Phi3ForCausalLM",
     build=build,

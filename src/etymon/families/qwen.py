@@ -13,6 +13,7 @@ from typing import Any
 from etymon.families import llama
 from etymon.families.descent import attention_of, with_attention, with_blocks
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
 from etymon.families.weights import Rule
@@ -96,6 +97,12 @@ FAMILY = Family(
     name="qwen",
     title="Qwen",
     paper="https://arxiv.org/abs/2309.16609",
+    origin=Origin(
+        published="2023-08",
+        parents=("llama",),
+        brought="Chinese and English with a vocabulary for both",
+        reference=Recorded("the published model file"),
+    ),
     model_type="qwen",
     architecture="QWenLMHeadModel",
     build=build,

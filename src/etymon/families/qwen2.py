@@ -11,6 +11,7 @@ from typing import Any
 from etymon.families import llama
 from etymon.families.descent import attention_of, with_attention, with_blocks, with_windows
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
 from etymon.spec import Attention, ModelSpec
@@ -76,6 +77,12 @@ FAMILY = Family(
     name="qwen2",
     title="Qwen2",
     paper="https://arxiv.org/abs/2407.10671",
+    origin=Origin(
+        published="2024-06",
+        parents=("qwen",),
+        brought="thirty languages, grouped queries at every size",
+        reference=Running(),
+    ),
     model_type="qwen2",
     architecture="Qwen2ForCausalLM",
     build=build,

@@ -10,6 +10,7 @@ from typing import Any
 from etymon.families import llama
 from etymon.families.descent import attention_of, with_attention, with_blocks, with_windows
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Running
 from etymon.families.qwen2 import read_windows, write_windows
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -53,6 +54,12 @@ FAMILY = Family(
     name="qwen3",
     title="Qwen3",
     paper="https://arxiv.org/abs/2505.09388",
+    origin=Origin(
+        published="2025-04",
+        parents=("qwen2",),
+        brought="one model thinks at length or answers at once",
+        reference=Running(),
+    ),
     model_type="qwen3",
     architecture="Qwen3ForCausalLM",
     build=build,

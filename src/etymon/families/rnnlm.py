@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.families.recurrent import read_with, recurrence, recurrent_spec, weights
 from etymon.families.recurrent import write as write_arguments
@@ -52,6 +53,12 @@ FAMILY = Family(
     name="rnnlm",
     title="RNNLM",
     paper="https://www.isca-archive.org/interspeech_2010/mikolov10_interspeech.html",
+    origin=Origin(
+        published="2010-09",
+        parents=("nnlm",),
+        brought="the past as one vector that every word rewrites, instead of the last few words",
+        reference=Recorded("pytorch/examples"),
+    ),
     model_type="rnnlm",
     architecture="RNNModel",
     build=build,

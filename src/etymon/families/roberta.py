@@ -12,6 +12,7 @@ from typing import Any
 
 from etymon.families import bert
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Rule, affine
 from etymon.spec import LM, Classify, Head, Hidden, Learned, ModelSpec
@@ -97,6 +98,12 @@ FAMILY = Family(
     name="roberta",
     title="RoBERTa",
     paper="https://arxiv.org/abs/1907.11692",
+    origin=Origin(
+        published="2019-07",
+        parents=("bert",),
+        brought="BERT trained longer on more text, without next-sentence prediction",
+        reference=Running(),
+    ),
     model_type="roberta",
     architecture="RobertaForMaskedLM",
     build=build,

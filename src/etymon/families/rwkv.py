@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Rule, affine
 from etymon.spec import LM, Block, ChannelMix, Embed, LayerNorm, ModelSpec, Stack, Sub, TimeMix
@@ -107,6 +108,12 @@ FAMILY = Family(
     name="rwkv",
     title="RWKV-4",
     paper="https://arxiv.org/abs/2305.13048",
+    origin=Origin(
+        published="2023-05",
+        parents=("gpt2", "lstm"),
+        brought="a recurrent network that trains in parallel like a Transformer",
+        reference=Running(),
+    ),
     model_type="rwkv",
     architecture="RwkvForCausalLM",
     build=build,

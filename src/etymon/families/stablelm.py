@@ -12,6 +12,7 @@ from typing import Any
 from etymon.families import llama
 from etymon.families.descent import attention_of, with_attention, with_blocks
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
 from etymon.spec import Block, LayerNorm, ModelSpec, Parallel, Rope, Sub
@@ -80,6 +81,12 @@ FAMILY = Family(
     name="stablelm",
     title="StableLM",
     paper="https://arxiv.org/abs/2402.17834",
+    origin=Origin(
+        published="2023-09",
+        parents=("llama", "gpt_neox"),
+        brought="a small model for several epochs of one trillion tokens",
+        reference=Running(),
+    ),
     model_type="stablelm",
     architecture="StableLmForCausalLM",
     build=build,

@@ -13,6 +13,7 @@ from typing import Any
 from etymon.families import llama, mistral
 from etymon.families.descent import attention_of, with_attention, with_blocks
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
 from etymon.families.table import Names, table
@@ -84,6 +85,12 @@ FAMILY = Family(
     name="starcoder2",
     title="StarCoder2",
     paper="https://arxiv.org/abs/2402.19173",
+    origin=Origin(
+        published="2024-02",
+        parents=("gpt_bigcode",),
+        brought="six hundred programming languages, from an archive of software",
+        reference=Running(),
+    ),
     model_type="starcoder2",
     architecture="Starcoder2ForCausalLM",
     build=build,

@@ -12,6 +12,7 @@ from typing import Any
 
 from etymon.errors import ConfigError, suggest
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Concat, Rule
 from etymon.spec import (
@@ -192,6 +193,12 @@ FAMILY = Family(
     name="t5",
     title="T5",
     paper="https://arxiv.org/abs/1910.10683",
+    origin=Origin(
+        published="2019-10",
+        parents=("marian",),
+        brought="every task is text to text; relative positions as a bias",
+        reference=Running(),
+    ),
     model_type="t5",
     architecture="T5ForConditionalGeneration",
     build=build,

@@ -10,12 +10,19 @@ from functools import partial
 
 from etymon.families import roberta
 from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
 
 _V = {"vocab": 250002}
 FAMILY = Family(
     name="xlm-roberta",
     title="XLM-R",
     paper="https://arxiv.org/abs/1911.02116",
+    origin=Origin(
+        published="2019-11",
+        parents=("roberta", "xlm"),
+        brought="one hundred languages in one vocabulary",
+        reference=Running(),
+    ),
     model_type="xlm-roberta",
     architecture="XLMRobertaForMaskedLM",
     build=partial(roberta.build, family="xlm-roberta"),

@@ -1,0 +1,19 @@
+"""Every family says where it stands in the lineage."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from etymon.families import Family, families
+
+
+@pytest.mark.parametrize("family", families().values(), ids=lambda f: f.name)
+def test_every_family_has_an_origin(family: Family) -> None:
+    origin = family.origin
+    assert re.fullmatch(r"(19|20)\d\d-(0[1-9]|1[0-2])", origin.published), "origin.published: the month, as in 2023-02"
+    assert origin.parents, "origin.parents: the nodes of the lineage that it came from"
+    assert family.name not in origin.parents
+    assert 10 <= len(origin.brought) <= 90, "origin.brought: what was new, in one short line"
+    assert not origin.brought.endswith(".")
