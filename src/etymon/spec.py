@@ -135,8 +135,8 @@ class Sinusoidal:
 @dataclass(frozen=True, kw_only=True)
 class BucketBias:
     """A learned number per head and bucket of distances, added to the scores of every self-attention of a stack (Raffel
-    et al. 2020, arXiv:1910.10683). Half of the buckets hold one distance each, the rest grow logarithmically up to
-    `max_distance`; where a stack sees both ways, each direction has half of them."""
+    et al. 2020, arXiv:1910.10683), or of one layer. Half of the buckets hold one distance each, the rest grow
+    logarithmically up to `max_distance`; where a stack sees both ways, each direction has half of them."""
 
     buckets: int
     max_distance: int
@@ -195,7 +195,7 @@ class Attention:
     kv_heads: int
     bias: str = ""
     rope: Rope | None = None
-    scores: ALiBi | None = None
+    scores: ALiBi | BucketBias | None = None
     qk_norm: QKNorm | None = None
     scale: float | None = None
     window: int | None = None

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from etymon.errors import DataError
 from etymon.families import families, family_named
+from etymon.families.descent import with_attention, with_blocks
 from etymon.nn import IGNORE, Model, build
 from etymon.nn import head as head_module
+from etymon.spec import BucketBias, ModelSpec
 
 
 @pytest.fixture(params=[f for f in families().values() if f.spec(**f.tiny).encoder is None], ids=lambda f: f.name)
@@ -96,3 +101,59 @@ def test_positions_beyond_the_learned_table() -> None:
         model(torch.zeros(1, 65, dtype=torch.long))
     with pytest.raises(DataError, match="position 70 lies beyond"):
         model(torch.zeros(1, 2, dtype=torch.long), position_ids=torch.tensor([[3, 70]]))
+
+
+def perturbed(spec: ModelSpec) -> Model:
+    model = build(spec)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator) * 0.2 + (p.dim() == 1))
+    return model
+
+
+@pytest.mark.parametrize("name", ["llama", "bert", "bloom", "gemma2"])
+def test_a_mask_may_say_who_sees_whom(name: str) -> None:
+    family = family_named(name)
+    model = perturbed(family.spec(**family.tiny))
+    ids = torch.randint(0, 97, (2, 12), generator=torch.Generator().manual_seed(1))
+    plain = torch.ones(2, 12, 12) if name == "bert" else torch.ones(2, 12, 12).tril()
+    assert torch.allclose(model(ids, attention_mask=plain).logits, model(ids).logits, atol=1e-5)
+    seen = plain.clone()
+    seen[0, :, 3] = 0  # nobody sees token 3 of the first row, not even itself
+    changed = ids.clone()
+    changed[0, 3] = (ids[0, 3] + 1) % 97
+    a, b = model(ids, attention_mask=seen).logits, model(changed, attention_mask=seen).logits
+    others = torch.arange(12) != 3
+    assert torch.equal(a[0, others], b[0, others]) and torch.equal(a[1], b[1])
+    assert not torch.allclose(a[0, 4:], model(ids).logits[0, 4:], atol=1e-4)
+    with pytest.raises(DataError, match=r"shape \(2, 12, 11\), expected \(2, 12, 12\)"):
+        model(ids, attention_mask=seen[:, :, :11])
+
+
+def test_a_prefix_that_sees_itself_both_ways_in_a_state() -> None:
+    family = family_named("llama")
+    model = perturbed(family.spec(**family.tiny))
+    ids = torch.randint(0, 97, (1, 10), generator=torch.Generator().manual_seed(1))
+    seen = torch.ones(1, 10, 10).tril()
+    seen[:, :6, :6] = 1
+    full = model(ids, attention_mask=seen).logits
+    state = model.new_state(1, 10)
+    parts = [model(ids[:, :6], attention_mask=seen[:, :6, :6], state=state).logits]
+    parts += [model(ids[:, i : i + 1], state=state).logits for i in range(6, 10)]
+    assert torch.allclose(torch.cat(parts, 1), full, atol=1e-5)
+
+
+def test_a_bias_of_distances_may_belong_to_one_layer() -> None:
+    family = family_named("llama")
+    bias = BucketBias(buckets=8, max_distance=16, heads=4)
+    spec = with_blocks(family.spec(**family.tiny | {"layers": 1}), "llama", partial(with_attention, scores=bias))
+    own = perturbed(spec)
+    stack = dataclasses.replace(family.spec(**family.tiny | {"layers": 1}).trunk, relative=bias)
+    shared = Model(dataclasses.replace(spec, decoder=stack))
+    renamed = {k.replace("blocks.0.attention.op.scores", "relative"): v for k, v in own.state_dict().items()}
+    shared.load_state_dict(renamed)
+    ids = torch.randint(0, 97, (2, 20), generator=torch.Generator().manual_seed(1))
+    assert torch.allclose(own(ids).logits, shared(ids).logits, atol=1e-6)
+    own.trunk.blocks[0].attention.op.scores.table.weight.data.zero_()
+    assert not torch.allclose(own(ids).logits, shared(ids).logits, atol=1e-3)

@@ -96,7 +96,7 @@ def read(reader: ConfigReader) -> ModelSpec:
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
     attention, ffn, norm = attention_of(spec), spec.trunk.blocks[0].subs[1].op, spec.trunk.final_norm
-    assert isinstance(ffn, Dense) and norm is not None and attention.scores is not None
+    assert isinstance(ffn, Dense) and norm is not None and isinstance(attention.scores, ALiBi)
     return {
         "vocab_size": spec.vocab,
         "d_model": spec.dim,

@@ -11,6 +11,7 @@ from etymon.nn.layout import Layout
 from etymon.nn.linear import Linear
 from etymon.nn.norm import build_norm
 from etymon.nn.position import rotate
+from etymon.nn.scores import build_scores
 from etymon.nn.state import KeyValues, Mixer, SourceKeyValues
 
 
@@ -29,6 +30,7 @@ class Attention(Mixer):
         norm, wide = (op.qk_norm.norm, op.qk_norm.over == "width") if op.qk_norm else (None, False)
         self.q_norm = build_norm(norm, op.query_width if wide else op.head_dim)
         self.k_norm = build_norm(norm, op.kv_width if wide else op.head_dim)
+        self.scores = build_scores(op, visibility)
         self.flat = 2 if wide else 3  # the first dimension that a norm runs over
 
     def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> KeyValues:
@@ -58,7 +60,10 @@ class Attention(Mixer):
         else:
             k_BGSD, v_BGSD = cell.append(k_BTGD, v_BTGD, layout.columns)
         mask: Tensor | None
-        if op.scores is not None:
+        if self.scores is not None:
+            q_BTHD, bias = self.scores(q_BTHD, k_BGSD, layout)
+            mask, is_causal = bias.masked_fill(~layout.mask(self.visibility, op.window), -torch.inf), False
+        elif isinstance(op.scores, spec.ALiBi):
             mask, is_causal = layout.alibi(self.visibility, op.window, op.scores, op.heads, q_BTHD.dtype), False
         elif op.softcap is not None:
             mask, is_causal = layout.mask(self.visibility, op.window), False

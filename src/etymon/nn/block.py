@@ -14,8 +14,8 @@ from etymon.nn.layout import Layout
 from etymon.nn.linear import Linear
 from etymon.nn.moe import MoE
 from etymon.nn.norm import build_norm
-from etymon.nn.position import BucketBias
 from etymon.nn.recurrent import Recurrence
+from etymon.nn.scores import BucketBias
 from etymon.nn.ssm import DualSSM, SelectiveSSM
 from etymon.nn.state import Cell, Mixer
 from etymon.nn.window import Window
@@ -156,7 +156,7 @@ class Stack(nn.Module):
     def forward(self, x: Tensor, layout: Layout, cells: Iterator[Cell] | None, trace: list[Tensor] | None) -> Tensor:
         """Apply to `x` [batch, time, dim]; `trace` collects the stream before every block and the final result."""
         if self.relative is not None:
-            layout.bias = self.relative(layout.distance())
+            layout.bias = self.relative.bias(layout)
         for block in chain.from_iterable(repeat(self.blocks, self.repeats)):
             if trace is not None:
                 trace.append(x)

@@ -10,14 +10,7 @@ from etymon.nn.layout import Layout
 from etymon.nn.linear import Linear
 from etymon.nn.norm import build_norm
 from etymon.nn.position import sinusoids
-
-
-class Table(nn.Embedding):
-    """A table of learned vectors."""
-
-    def reset_parameters(self) -> None:
-        """Leave the weights alone: `model.initialise` draws them, or a checkpoint brings them. (On the meta device the
-        inherited method would import half of torch's compiler, a second of every start.)"""
+from etymon.nn.table import Table
 
 
 class Embed(nn.Module):

@@ -29,8 +29,9 @@ class Layout:
     """The tokens of one call.
 
     Without a state the keys are the call's own tokens. With one, the tokens are appended to its rows, and the keys
-    are all columns up to the longest row. `attention_mask` is [batch, keys] with 1 for real tokens; `documents` is
-    [batch, time] and confines attention to equal ids.
+    are all columns up to the longest row. `attention_mask` is [batch, keys] with 1 for real tokens, or [batch, time,
+    keys] with 1 where a token sees a key, whatever the stack's visibility; `documents` is [batch, time] and confines
+    attention to equal ids.
     """
 
     def __init__(
@@ -74,8 +75,14 @@ class Layout:
         self.offsets = offsets
         self.positions_given = position_ids is not None
         self.positions = (first + offsets).expand(shape) if position_ids is None else position_ids.expand(shape)
-        self.attention_mask = None
-        if attention_mask is not None:
+        self.attention_mask: Tensor | None = None
+        self.seen: Tensor | None = None  # [batch, 1, time, keys], where it was given
+        if attention_mask is not None and attention_mask.dim() == 3:
+            expected = (self.batch, self.time, self.keys)
+            if attention_mask.shape != expected:
+                raise DataError(f"attention_mask has shape {tuple(attention_mask.shape)}, expected {expected}")
+            self.seen = attention_mask.bool()[:, None]
+        elif attention_mask is not None:
             if attention_mask.shape != (self.batch, self.keys):
                 raise DataError(
                     f"attention_mask has shape {tuple(attention_mask.shape)}, expected {(self.batch, self.keys)}"
@@ -86,6 +93,8 @@ class Layout:
     @cached_property
     def runs(self) -> Runs | None:
         """How the call's tokens follow one another for a recurrence; None where every row is one unbroken run."""
+        if self.seen is not None:
+            raise DataError("a recurrence reads token after token: attention_mask must be [batch, keys]")
         if self.attention_mask is None:
             return None if self.documents is None else Runs(self.documents, None)
         real = self.attention_mask[:, self.keys - self.time :]
@@ -129,7 +138,7 @@ class Layout:
         causal = isinstance(visibility, spec.Causal)
         if window is not None and window >= self.keys:
             window = None
-        plain = window is None and self.documents is None and self.attention_mask is None
+        plain = window is None and self.documents is None and self.attention_mask is None and self.seen is None
         if plain and not causal and not self.ragged:
             return None, False
         if plain and causal and not self.ragged:
@@ -146,7 +155,10 @@ class Layout:
         """Return a bool mask broadcastable to [batch, 1, time, keys], whatever the kernels could do by themselves."""
         causal = isinstance(visibility, spec.Causal)
         distance = self.distance()
-        mask = distance <= 0 if causal or self.ragged else torch.ones_like(distance, dtype=torch.bool)
+        if self.seen is not None:  # where a token sees nothing, it sees itself
+            mask = self.seen | ((distance == 0) & ~self.seen.any(-1, keepdim=True))
+        else:
+            mask = distance <= 0 if causal or self.ragged else torch.ones_like(distance, dtype=torch.bool)
         if window is not None:
             mask = mask & (distance > -window)
             if not causal:

@@ -91,7 +91,8 @@ class Model(nn.Module):
         """Run the model on `input_ids` [batch, time] or `inputs_embeds` [batch, time, dim].
 
         attention_mask [batch, time] (with a state [batch, held + time]) is 1 for real tokens, 0 for padding on either
-        side. position_ids [batch, time] default to 0, 1, … (with a state, to what follows the tokens held): for a
+        side; [batch, time, time] (or held + time) it says who sees whom, in the place of the stack's own rule.
+        position_ids [batch, time] default to 0, 1, … (with a state, to what follows the tokens held): for a
         left-padded batch of a model with learned positions, pass `attention_mask.cumsum(-1) - 1`, clamped at 0.
         token_type_ids [batch, time] say to which segment a token belongs (default: 0).
         documents [batch, time] confines attention to tokens of equal id (packing). A state gets the tokens appended.

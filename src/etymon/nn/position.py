@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from etymon import spec
 
@@ -128,27 +128,3 @@ def sinusoids(positions: Tensor, width: int, dtype: torch.dtype) -> Tensor:
     wave = torch.arange(0, width, 2, dtype=torch.float64, device=positions.device) / width
     angles = positions[:, :, None].double() / 10000.0**wave
     return torch.cat((angles.sin(), angles[..., : width // 2].cos()), -1).to(dtype)
-
-
-class BucketBias(nn.Module):
-    """A learned bias per head and bucket of distances."""
-
-    def __init__(self, bias: spec.BucketBias, visibility: spec.Visibility) -> None:
-        super().__init__()
-        self.max_distance = bias.max_distance
-        self.both_ways = not isinstance(visibility, spec.Causal)
-        self.table = nn.Embedding(bias.buckets, bias.heads)
-
-    def forward(self, distance: Tensor) -> Tensor:
-        """Return the bias [batch or 1, heads, time, keys] at distances (key - query) [batch or 1, 1, time, keys]."""
-        return self.table(self._bucket(distance[:, 0])).permute(0, 3, 1, 2)
-
-    def _bucket(self, offset: Tensor) -> Tensor:
-        """Return the bucket of every offset (key - query)."""
-        buckets = self.table.num_embeddings // 2 if self.both_ways else self.table.num_embeddings
-        distance = offset.abs() if self.both_ways else (-offset).clamp(min=0)
-        exact = buckets // 2
-        growth = (distance.clamp(min=exact).float() / exact).log() / math.log(self.max_distance / exact)
-        far = (exact + (growth * (buckets - exact)).long()).clamp(max=buckets - 1)
-        bucket = torch.where(distance < exact, distance, far)
-        return bucket + buckets * (offset > 0) if self.both_ways else bucket
