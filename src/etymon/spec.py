@@ -610,15 +610,21 @@ class Transform:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnitRows:
+    """Rows of the head are brought to length 1 wherever they are used, so that logits are cosines times the length of
+    the hidden state (Yang et al. 2023, arXiv:2309.10305)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class LM:
     """Logits over the vocabulary; `tied` heads share the token embedding. `projection` brings the stream to the width
-    of the head, `scale` multiplies the logits, `softcap` bounds them smoothly, and `normalised` rows have length 1."""
+    of the head, `rows` says how the matrix is used, `scale` multiplies the logits, `softcap` bounds them smoothly."""
 
     tied: bool
     bias: bool = False
     scale: float = 1.0
     softcap: float | None = None
-    normalised: bool = False
+    rows: UnitRows | None = None
     projection: Projection | Transform | None = None
 
 
@@ -764,7 +770,19 @@ _TYPES = {
         *(LinearScaling, Llama3Scaling, YarnScaling, DynamicScaling, LongRopeScaling),
         *(Attention, CrossAttention, Dense, Gated, TopK, Shared, MoE, Elman, LSTM, GRU, Window),
         *(SelectiveSSM, DualSSM, TimeMix, ChannelMix, Sub, Sequential, Parallel, Block, Causal),
-        *(Bidirectional, Stack, Projection, Factorised, Embed, Transform, LM, Discriminator, Classify, Hidden),
+        *(
+            Bidirectional,
+            Stack,
+            Projection,
+            Factorised,
+            Embed,
+            Transform,
+            UnitRows,
+            LM,
+            Discriminator,
+            Classify,
+            Hidden,
+        ),
         ModelSpec,
     )
 }

@@ -35,12 +35,12 @@ def read_spec(directory: Path) -> tuple[ModelSpec, Family]:
     """Read `config.json`. Raises ConfigError for an unknown family or a key that nobody reads."""
     path = directory / "config.json"
     values = read_json(path)
-    family = family_of_model_type(str(values.get("model_type")), str(path))
-    assert family.read is not None
+    read = family_of_model_type(str(values.get("model_type")), str(path)).read
+    assert read is not None
     reader = ConfigReader(values, str(path))
-    spec = family.read(reader)
+    spec = read(reader)
     reader.finish()
-    return spec, family
+    return spec, family_named(spec.family)  # which may be a relative that publishes under the same model type
 
 
 def stored_dtype(directory: Path) -> torch.dtype | None:

@@ -10,7 +10,7 @@ from etymon import spec
 from etymon.errors import DataError
 from etymon.nn import gemm
 from etymon.nn.ffn import ACTIVATIONS
-from etymon.nn.linear import Linear
+from etymon.nn.linear import Linear, UnitLinear
 from etymon.nn.norm import build_norm
 
 IGNORE = -100  # the target of a position at which nothing is trained
@@ -28,13 +28,13 @@ class LMHead(nn.Module):
             self.projection: nn.Module | None = Transform(narrow, dim)
         else:
             self.projection = None if narrow is None else Linear(dim, (narrow.width,), bias=narrow.bias)
-        self.linear = Linear(dim if narrow is None else narrow.width, (vocab,), bias=head.bias)
+        linear = Linear if head.rows is None else UnitLinear
+        self.linear = linear(dim if narrow is None else narrow.width, (vocab,), bias=head.bias)
         self.tied = head.tied
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the logits [..., vocab]."""
-        hidden = self._prepared(hidden)
-        logits = gemm.linear(hidden, self._rows(), self.linear.bias) if self.spec.normalised else self.linear(hidden)
+        logits = self.linear(self._prepared(hidden))
         cap = self.spec.softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -42,9 +42,6 @@ class LMHead(nn.Module):
         if self.projection is not None:
             hidden = self.projection(hidden)
         return hidden if self.spec.scale == 1.0 else hidden * self.spec.scale
-
-    def _rows(self) -> Tensor:
-        return F.normalize(self.linear.weight) if self.spec.normalised else self.linear.weight
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Return the summed negative log-likelihood of `targets` [...], an fp32 scalar; targets of -100 count nothing.
@@ -64,7 +61,7 @@ class LMHead(nn.Module):
                 loss += F.cross_entropy(logits, targets[start : start + 1024], reduction="sum")
             return loss
         hidden = self._prepared(hidden)
-        return linear_cross_entropy(hidden, self._rows(), self.linear.bias, targets, self.spec.softcap)
+        return linear_cross_entropy(hidden, self.linear.matrix, self.linear.bias, targets, self.spec.softcap)
 
 
 class Transform(nn.Module):

@@ -64,7 +64,7 @@ class Int8Linear(nn.Module):
     def quantized(cls, linear: Linear) -> Int8Linear:
         """Return `linear` with its weight quantised."""
         result = cls.like(linear)
-        result.weight, result.scale = quantize_rows(linear.weight.detach())
+        result.weight, result.scale = quantize_rows(linear.matrix.detach())
         result.bias = linear.bias
         return result
 
