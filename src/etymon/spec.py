@@ -763,29 +763,7 @@ def diff(a: Any, b: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
         yield path, a, b
 
 
-_TYPES = {
-    cls.__name__: cls
-    for cls in (
-        *(LayerNorm, RMSNorm, Learned, Sinusoidal, Rope, ALiBi, QKNorm, BucketBias),
-        *(LinearScaling, Llama3Scaling, YarnScaling, DynamicScaling, LongRopeScaling),
-        *(Attention, CrossAttention, Dense, Gated, TopK, Shared, MoE, Elman, LSTM, GRU, Window),
-        *(SelectiveSSM, DualSSM, TimeMix, ChannelMix, Sub, Sequential, Parallel, Block, Causal),
-        *(
-            Bidirectional,
-            Stack,
-            Projection,
-            Factorised,
-            Embed,
-            Transform,
-            UnitRows,
-            LM,
-            Discriminator,
-            Classify,
-            Hidden,
-        ),
-        ModelSpec,
-    )
-}
+_TYPES = {n: cls for n, cls in list(globals().items()) if isinstance(cls, type) and dataclasses.is_dataclass(cls)}
 
 
 def _runs(items: tuple[Any, ...]) -> list[tuple[Any, int]]:
