@@ -180,35 +180,24 @@ class QKNorm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attention:
-    """Scaled dot-product attention with `heads` query heads over `kv_heads` shared key and value heads.
+class Heads:
+    """`heads` query heads over `kv_heads` shared key and value heads, each `head_dim` wide.
 
-    `bias` names the projections that carry one: a subset of "qkvo" (q, k and v together or none). `window` lets
-    position i see j only when i - j < window. `scale` defaults to head_dim ** -0.5. `clip` clamps queries, keys and
-    values to [-clip, clip]; `softcap` bounds the scores smoothly, softcap * tanh(score / softcap); `scores` is what is
-    added to them.
+    `bias` names the projections that carry one: a subset of "qkvo" (q, k and v together or none). `scale` defaults to
+    head_dim ** -0.5.
     """
 
-    name: ClassVar[str] = "attention"
     heads: int
     head_dim: int
     kv_heads: int
     bias: str = ""
-    rope: Rope | None = None
-    scores: ALiBi | BucketBias | None = None
-    qk_norm: QKNorm | None = None
     scale: float | None = None
-    window: int | None = None
-    clip: float | None = None
-    softcap: float | None = None
 
     def __post_init__(self) -> None:
         if self.heads < 1 or self.kv_heads < 1 or self.heads % self.kv_heads:
             raise ConfigError(f"attention: heads={self.heads} must be a positive multiple of kv_heads={self.kv_heads}")
         if self.bias not in ("", "o", "qkv", "qkvo"):
             raise ConfigError(f"attention: bias={self.bias!r} must be one of '', 'o', 'qkv', 'qkvo'")
-        if self.rope is not None and (self.rope.dim % 2 or self.rope.dim > self.head_dim):
-            raise ConfigError(f"attention: rope.dim={self.rope.dim} must be even and at most head_dim={self.head_dim}")
 
     @property
     def query_width(self) -> int:
@@ -222,31 +211,32 @@ class Attention:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossAttention:
-    """Attention from the decoder's tokens to all that the encoder made; fields as in `Attention`."""
+class Attention(Heads):
+    """Scaled dot-product attention of a stack's tokens to one another.
 
-    name: ClassVar[str] = "cross"
-    heads: int
-    head_dim: int
-    kv_heads: int
-    bias: str = ""
-    scale: float | None = None
+    `window` lets position i see j only when i - j < window. `clip` clamps queries, keys and values to [-clip, clip];
+    `softcap` bounds the scores smoothly, softcap * tanh(score / softcap); `scores` is what is added to them.
+    """
+
+    name: ClassVar[str] = "attention"
+    rope: Rope | None = None
+    scores: ALiBi | BucketBias | None = None
+    qk_norm: QKNorm | None = None
+    window: int | None = None
+    clip: float | None = None
+    softcap: float | None = None
 
     def __post_init__(self) -> None:
-        if self.heads < 1 or self.kv_heads < 1 or self.heads % self.kv_heads:
-            raise ConfigError(f"cross: heads={self.heads} must be a positive multiple of kv_heads={self.kv_heads}")
-        if self.bias not in ("", "o", "qkv", "qkvo"):
-            raise ConfigError(f"cross: bias={self.bias!r} must be one of '', 'o', 'qkv', 'qkvo'")
+        super().__post_init__()
+        if self.rope is not None and (self.rope.dim % 2 or self.rope.dim > self.head_dim):
+            raise ConfigError(f"attention: rope.dim={self.rope.dim} must be even and at most head_dim={self.head_dim}")
 
-    @property
-    def query_width(self) -> int:
-        """The width of all query heads together."""
-        return self.heads * self.head_dim
 
-    @property
-    def kv_width(self) -> int:
-        """The width of all key heads together; values have the same."""
-        return self.kv_heads * self.head_dim
+@dataclass(frozen=True, kw_only=True)
+class CrossAttention(Heads):
+    """Attention from the decoder's tokens to all that the encoder made."""
+
+    name: ClassVar[str] = "cross"
 
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu", "tanh")
