@@ -25,6 +25,9 @@ SAID: dict[str, dict[str, Any]] = {
     "baichuan-13b": {"norm_head": False},
     "baichuan2-13b": {"norm_head": True},
     "aquila": {},
+    "codegen1": {"tie_word_embeddings": False},  # the original code does not tie, whatever its config says
+    "codegen2": {"auto_map": {"AutoModelForCausalLM": "modeling_codegen.CodeGenForCausalLM"}},
+    "moss": {},
 }
 
 
@@ -130,3 +133,28 @@ def test_which_baichuan_is_said_or_refused() -> None:
         spec(max_position_embeddings=64, vocab_size=64001)
     with pytest.raises(EtymonError, match="positions of this Baichuan are not known"):
         spec()
+
+
+def test_shards_of_codegen_are_said_or_refused(tmp_path: Path) -> None:
+    def family(**changes: Any) -> str:
+        read = family_named("codegen").read
+        assert read is not None
+        sizes = {"vocab_size": 96, "n_embd": 32, "n_head": 8, "n_layer": 2, "rotary_dim": 4}
+        return read(ConfigReader(sizes | changes, "config.json")).family
+
+    assert [family(), family(auto_map={}), family(mp_num=4, auto_map={}), family(mp_num=8)] == [
+        *("codegen", "codegen2", "codegen", "codegen2"),
+    ]
+    assert family(n_layer=34, n_embd=6144) == "codegen"
+    for changes in ({"mp_num": 3}, {"n_layer": 16, "n_embd": 2048}, {"n_layer": 20, "n_embd": 1024, "auto_map": {}}):
+        with pytest.raises(EtymonError, match="set mp_num to 4"):
+            family(**changes)
+    recorded = checkpoint("codegen2", tmp_path, mp_num=4)
+    model, _ = etymon.load(tmp_path)
+    assert relative(model(recorded["call0.kwargs.input_ids"]).logits, recorded["final_output"]) > 0.1
+
+
+def test_a_head_that_the_config_ties_but_the_file_does_not(tmp_path: Path) -> None:
+    checkpoint("codegen1", tmp_path, tie_word_embeddings=True)
+    with pytest.raises(EtymonError, match="set tie_word_embeddings to false"):
+        etymon.load(tmp_path)

@@ -1,6 +1,8 @@
 """CodeGen (Nijkamp et al. 2022, arXiv:2203.13474).
 
-GPT-J's form, trained on code. Published checkpoints hold q, v and k (in this order) of a quarter of the heads each.
+GPT-J's form, trained on code. Published checkpoints hold q, v and k (in this order) of a quarter of the heads each,
+those of CodeGen 2 (`codegen2.py`) of an eighth, and no published key tells the two apart. CodeGen 2 needs code from
+beside its weights, so its configs have `auto_map`; a key `mp_num`, which we write, says it outright.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
+from etymon.errors import ConfigError
 from etymon.families import gptj
 from etymon.families.descent import attention_of
 from etymon.families.family import Family, extends
@@ -18,7 +21,8 @@ from etymon.families.table import Names, table
 from etymon.families.weights import Regroup, Rule
 from etymon.spec import ModelSpec
 
-SHARDS = 4
+SHARDS_OF = {4: "codegen", 8: "codegen2"}
+OF_THE_SECOND = ((16, 2048), (16, 4096), (32, 4096))  # layers and width that only CodeGen 2 has
 
 
 @extends(gptj.build)
@@ -28,8 +32,19 @@ def build(*, name: str = "codegen", **dimensions: Any) -> ModelSpec:
 
 
 def read(reader: ConfigReader) -> ModelSpec:
-    """Read a `config.json` of model type "codegen"."""
-    return dataclasses.replace(gptj.read(reader), family="codegen")
+    """Read a `config.json` of model type "codegen", of CodeGen or CodeGen 2. Raises ConfigError where it says both."""
+    said, remote = "mp_num" in reader, "auto_map" in reader
+    shards = reader.take("mp_num", int, 8 if remote else 4)
+    spec = gptj.read(reader)
+    shape = (len(spec.trunk.blocks), spec.dim)
+    known = {(size["layers"], size["dim"]) for size in FAMILY.sizes.values()} - {(34, 6144)}  # which both have
+    if shards not in SHARDS_OF or (not said and shape in (known if remote else OF_THE_SECOND)):
+        raise ConfigError(
+            f"{reader.where}: {shape[0]} layers of {shape[1]} {'with' if remote else 'without'} auto_map may be "
+            "CodeGen or CodeGen 2, which order the rows of attn.qkv_proj differently; "
+            "set mp_num to 4 (CodeGen) or 8 (CodeGen 2)"
+        )
+    return dataclasses.replace(spec, family=SHARDS_OF[shards])
 
 
 LAYER: Names = {**gptj.LAYER, "attention.op.qkv": "attn.qkv_proj"}
@@ -37,8 +52,8 @@ LAYER: Names = {**gptj.LAYER, "attention.op.qkv": "attn.qkv_proj"}
 
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
-    shard = attention_of(spec).query_width // SHARDS
-    regroup = Regroup(SHARDS, (shard,) * 3, order=(0, 2, 1))
+    shards = {family: shards for shards, family in SHARDS_OF.items()}.get(spec.family, 4)
+    regroup = Regroup(shards, (attention_of(spec).query_width // shards,) * 3, order=(0, 2, 1))
     return table(spec, LAYER, gptj.TOP, {"attention.op.qkv": (regroup, gptj.halves(spec))})
 
 

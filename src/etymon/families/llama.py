@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families.family import Family
+from etymon.families.llama_sizes import SIZES
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -176,9 +177,6 @@ def weights(spec: ModelSpec) -> Iterator[Rule]:
     return table(spec, LAYER, TOP)
 
 
-_V1 = {"vocab": 32000, "context": 2048, "eps": 1e-6}
-_V2 = {"vocab": 32000, "context": 4096, "eps": 1e-5}
-_V3 = {"vocab": 128256, "context": 8192, "eps": 1e-5, "rope_base": 500000.0}
 FAMILY = Family(
     name="llama",
     title="LLaMA",
@@ -192,27 +190,7 @@ FAMILY = Family(
     model_type="llama",
     architecture="LlamaForCausalLM",
     build=build,
-    sizes={
-        "llama-7b": _V1 | {"dim": 4096, "layers": 32, "heads": 32, "hidden": 11008},
-        "llama-13b": _V1 | {"dim": 5120, "layers": 40, "heads": 40, "hidden": 13824},
-        "llama-33b": _V1 | {"dim": 6656, "layers": 60, "heads": 52, "hidden": 17920},
-        "llama-65b": _V1 | {"dim": 8192, "layers": 80, "heads": 64, "hidden": 22016},
-        "llama2-7b": _V2 | {"dim": 4096, "layers": 32, "heads": 32, "hidden": 11008},
-        "llama2-13b": _V2 | {"dim": 5120, "layers": 40, "heads": 40, "hidden": 13824},
-        "llama2-70b": _V2 | {"dim": 8192, "layers": 80, "heads": 64, "kv_heads": 8, "hidden": 28672},
-        "llama3-8b": _V3 | {"dim": 4096, "layers": 32, "heads": 32, "kv_heads": 8, "hidden": 14336},
-        "llama3-70b": _V3 | {"dim": 8192, "layers": 80, "heads": 64, "kv_heads": 8, "hidden": 28672},
-        "tinyllama-1.1b": {
-            "vocab": 32000,
-            "context": 2048,
-            "dim": 2048,
-            "layers": 22,
-            "heads": 32,
-            "kv_heads": 4,
-            "hidden": 5632,
-            "eps": 1e-5,
-        },
-    },
+    sizes=SIZES,
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 48, "context": 64},
     read=read,
     write=write,
