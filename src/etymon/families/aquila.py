@@ -10,6 +10,7 @@ from typing import Any
 
 from etymon.families import llama
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.spec import ModelSpec
 
@@ -29,6 +30,12 @@ FAMILY = Family(
     name="aquila",
     title="Aquila",
     paper="https://github.com/FlagAI-Open/Aquila2",
+    origin=Origin(
+        published="2023-06",
+        parents=("llama",),
+        brought="Chinese and English data under a licence that allows commerce",
+        reference=Recorded("FlagAI's aquila2"),
+    ),
     model_type="aquila",
     architecture="AquilaForCausalLM",
     build=build,

@@ -18,6 +18,7 @@ from etymon.errors import ConfigError
 from etymon.families import llama
 from etymon.families.descent import attention_of, with_attention, with_blocks
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
 from etymon.families.weights import Rule
@@ -86,6 +87,12 @@ FAMILY = Family(
     name="baichuan",
     title="Baichuan",
     paper="https://arxiv.org/abs/2309.10305",
+    origin=Origin(
+        published="2023-06",
+        parents=("llama",),
+        brought="one tokenizer for Chinese and English; from the second generation on, a head of unit rows",
+        reference=Recorded("the published model files"),
+    ),
     model_type="baichuan",
     architecture="BaichuanForCausalLM",
     build=build,

@@ -11,6 +11,7 @@ from typing import Any
 
 from etymon.families import codegen, gptj
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Recorded
 from etymon.spec import ModelSpec
 
 
@@ -29,6 +30,12 @@ FAMILY = Family(
     name="codegen2",
     title="CodeGen 2",
     paper="https://arxiv.org/abs/2305.02309",
+    origin=Origin(
+        published="2023-05",
+        parents=("codegen",),
+        brought="one model for writing, infilling and reading code",
+        reference=Recorded("the published model file"),
+    ),
     model_type="codegen",
     architecture="CodeGenForCausalLM",
     build=build,

@@ -10,6 +10,7 @@ from typing import Any
 
 from etymon.families import codegen, gptj
 from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.spec import ModelSpec
 
@@ -31,6 +32,12 @@ FAMILY = Family(
     name="moss",
     title="MOSS",
     paper="https://github.com/OpenLMLab/MOSS",
+    origin=Origin(
+        published="2023-04",
+        parents=("codegen",),
+        brought="an open assistant for Chinese and English that calls tools",
+        reference=Recorded("the published model file"),
+    ),
     model_type="moss",
     architecture="MossForCausalLM",
     build=build,
