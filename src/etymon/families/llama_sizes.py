@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from etymon.spec import LinearScaling, Llama3Scaling
@@ -17,9 +18,9 @@ _405B = {"dim": 16384, "layers": 126, "heads": 128, "kv_heads": 8, "hidden": 532
 _V1 = {"vocab": 32000, "context": 2048, "eps": 1e-6}
 _V2 = {"vocab": 32000, "context": 4096, "eps": 1e-5}
 _V3 = {"vocab": 128256, "context": 8192, "eps": 1e-5, "rope_base": 500000.0}
-_FACTORS = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_context": 8192}
-_V31 = _V3 | {"context": 131072, "rope_scaling": Llama3Scaling(factor=8.0, **_FACTORS)}
-_V32 = _V31 | {"rope_scaling": Llama3Scaling(factor=32.0, **_FACTORS), "tied": True, "kv_heads": 8, "hidden": 8192}
+_SLOWED = Llama3Scaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_context=8192)
+_V31 = _V3 | {"context": 131072, "rope_scaling": _SLOWED}
+_V32 = _V31 | {"rope_scaling": dataclasses.replace(_SLOWED, factor=32.0), "tied": True, "kv_heads": 8, "hidden": 8192}
 
 META: dict[str, dict[str, Any]] = {
     "llama-7b": _V1 | _7B,
