@@ -572,12 +572,15 @@ class Embed:
     """norm(scale * token + position + segment). Token vectors of a width of their own are projected before anything is
     added (`Projection`), or the whole sum is (`Factorised`).
 
-    `segments` is the number of segment vectors, one of which is added to every token (0: none).
+    `segments` is the number of segment vectors, one of which is added to every token (0: none); `tasks` of vectors that
+    are likewise added for a task, `languages` of vectors added only to tokens whose language is given.
     """
 
     position: Learned | Sinusoidal | None = None
     scale: float = 1.0
     segments: int = 0
+    tasks: int = 0
+    languages: int = 0
     norm: Norm | None = None
     projection: Projection | Factorised | None = None
 

@@ -1,16 +1,25 @@
-"""Tiny random references with an encoder: encoders alone, and encoders in front of a decoder."""
+"""Tiny random references with an encoder: encoders alone, and encoders in front of a decoder; and how to compare.
+
+Rows of further families stand in files named encoder_references_*.py, as ENCODERS and SEQ2SEQ.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+import etymon
 
 transformers = pytest.importorskip("transformers")
+
+TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
@@ -20,6 +29,7 @@ class Reference:
     segments: bool = True
     position_shift: int = 0  # what the reference's position_ids are ahead of ours
     spread: float = 0.2  # of the random parameters
+    kinds: Mapping[str, int] = field(default_factory=dict)  # further arguments per token, and how many values they have
 
     def __str__(self) -> str:
         return self.name
@@ -140,3 +150,27 @@ def randomised(reference: Reference, seed: int = 0) -> Any:
                 is_norm = tensor.dim() == 1 and "norm" in name.lower() and name.endswith("weight")
                 tensor.copy_(torch.randn(tensor.shape) * reference.spread + (1.0 if is_norm else 0.0))
     return model
+
+
+for _file in sorted(Path(__file__).parent.glob("encoder_references_*.py")):
+    _rows = importlib.import_module(_file.stem)
+    ENCODERS += getattr(_rows, "ENCODERS", [])
+    SEQ2SEQ += getattr(_rows, "SEQ2SEQ", [])
+
+
+def load_pair(reference: Reference, factory: pytest.TempPathFactory) -> tuple[Reference, Any, Any]:
+    """The reference model, and ours as loaded from what it saved."""
+    theirs = randomised(reference)
+    directory = factory.mktemp(reference.name)
+    theirs.save_pretrained(directory)
+    ours, _ = etymon.load(directory)
+    return reference, theirs, ours
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).detach().abs().max() / theirs.detach().abs().max())
+
+
+def tokens(*shape: int, seed: int = 1) -> Tensor:
+    """Ids that are no padding: the reference gives that row of its embedding no gradient."""
+    return torch.randint(3, 97, shape, generator=torch.Generator().manual_seed(seed))

@@ -7,33 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from encoder_references import SEQ2SEQ, Reference, randomised
+from encoder_references import SEQ2SEQ, TOLERANCE, load_pair, randomised, relative, tokens
 from torch import Tensor
 
 import etymon
 from etymon.errors import DataError
 from etymon.families import family_named
 
-TOLERANCE = 1e-5
-
-
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).detach().abs().max() / theirs.detach().abs().max())
-
 
 @pytest.fixture(scope="module", params=SEQ2SEQ, ids=str)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    reference: Reference = request.param
-    theirs = randomised(reference)
-    directory = tmp_path_factory.mktemp(reference.name)
-    theirs.save_pretrained(directory)
-    ours, _ = etymon.load(directory)
-    return reference, theirs, ours
-
-
-def tokens(*shape: int, seed: int = 1) -> Tensor:
-    """Ids that are no padding: the reference gives that row of its embedding no gradient."""
-    return torch.randint(3, 97, shape, generator=torch.Generator().manual_seed(seed))
+    return load_pair(request.param, tmp_path_factory)
 
 
 def padded(ids: Tensor, side: str) -> Tensor:

@@ -180,15 +180,15 @@ def encoder_weights(spec: ModelSpec, prefix: str) -> Iterator[Rule]:
         yield from affine(f"{ours}.ffn.post", f"{theirs}.output.LayerNorm", bias=True)
 
 
-def weights(spec: ModelSpec) -> Iterator[Rule]:
+def weights(spec: ModelSpec, prefix: str = "bert") -> Iterator[Rule]:
     """List the tensors in published order."""
-    yield from encoder_weights(spec, "bert")
+    yield from encoder_weights(spec, prefix)
     if isinstance(spec.head, LM):
         yield from affine("head.projection.dense", "cls.predictions.transform.dense", bias=True)
         yield from affine("head.projection.norm", "cls.predictions.transform.LayerNorm", bias=True)
         yield Rule("head.linear.bias", ("cls.predictions.bias",))
     else:
-        yield from affine("head.dense", "bert.pooler.dense", bias=True)
+        yield from affine("head.dense", f"{prefix}.pooler.dense", bias=True)
     if isinstance(spec.head, Classify):
         yield from affine("head.linear", "classifier", bias=True)
 
@@ -212,6 +212,7 @@ FAMILY = Family(
         "bert-large-uncased": _V | {"dim": 1024, "layers": 24, "heads": 16},
         "bert-base-cased": {"vocab": 28996, "dim": 768, "layers": 12, "heads": 12},
         "bert-base-multilingual-cased": {"vocab": 119547, "dim": 768, "layers": 12, "heads": 12},
+        "all-minilm-l6-v2": _V | {"dim": 384, "layers": 6, "heads": 12, "head": Hidden(pooler="tanh")},
         "minilm-l6-h384-uncased": _V | {"dim": 384, "layers": 6, "heads": 12},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from etymon import spec
@@ -11,6 +13,9 @@ from etymon.nn.linear import Linear
 from etymon.nn.norm import build_norm
 from etymon.nn.position import sinusoids
 from etymon.nn.table import Table
+
+# Which table the argument of a call picks its vectors from. Without it: the first row, but of languages nothing.
+KINDS = {"token_type_ids": "segments", "task_type_ids": "tasks", "langs": "languages"}
 
 
 class Embed(nn.Module):
@@ -33,7 +38,8 @@ class Embed(nn.Module):
         width = width if late else dim
         position = embed.position
         self.positions = Table(position.rows, width) if isinstance(position, spec.Learned) else None
-        self.segments = Table(embed.segments, width) if embed.segments else None
+        for kind in KINDS.values():
+            setattr(self, kind, Table(rows, width) if (rows := getattr(embed, kind)) else None)
         self.norm = build_norm(embed.norm, width)
 
     def forward(
@@ -41,11 +47,11 @@ class Embed(nn.Module):
         input_ids: Tensor | None,
         inputs_embeds: Tensor | None,
         layout: Layout,
-        segments: Tensor | None = None,
+        kinds: Mapping[str, Tensor | None],
         tokens: Table | None = None,
     ) -> Tensor:
-        """Embed `input_ids` [batch, time] of `segments` [batch, time] (default: all 0), or take `inputs_embeds`
-        [batch, time, width] in the place of the token vectors.
+        """Embed `input_ids` [batch, time] of some `kinds` (by argument, each [batch, time]; see KINDS), or take
+        `inputs_embeds` [batch, time, width] in the place of the token vectors.
 
         Raises DataError when an id or a position lies beyond its table (on a GPU the device's own assertion does).
         """
@@ -60,13 +66,14 @@ class Embed(nn.Module):
             x = x * self.scale
         if self.position is not None:
             x = x + self._position(self.position, input_ids, layout, x)
-        if self.segments is not None:
-            if segments is None:
-                x = x + self.segments.weight[0]
+        for argument, kind in KINDS.items():
+            table, index = getattr(self, kind), kinds.get(argument)
+            if index is None:
+                x = x if table is None or kind == "languages" else x + table.weight[0]
+            elif table is None:
+                raise DataError(f"this model has no {kind}: leave out {argument}")
             else:
-                x = x + _look_up(self.segments, segments, "token type {} is not among the {} of the model")
-        elif segments is not None:
-            raise DataError("this model has no segments: leave out token_type_ids")
+                x = x + _look_up(table, index, f"{argument} {{}} is not among the {{}} {kind} of the model")
         if self.norm is not None:
             x = self.norm(x)
         return x if self.last is None else self.last(x)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,8 @@ class Model(nn.Module):
         position_ids: Tensor | None = None,
         *,
         token_type_ids: Tensor | None = None,
+        task_type_ids: Tensor | None = None,
+        langs: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
@@ -94,7 +96,8 @@ class Model(nn.Module):
         side; [batch, time, time] (or held + time) it says who sees whom, in the place of the stack's own rule.
         position_ids [batch, time] default to 0, 1, … (with a state, to what follows the tokens held): for a
         left-padded batch of a model with learned positions, pass `attention_mask.cumsum(-1) - 1`, clamped at 0.
-        token_type_ids [batch, time] say to which segment a token belongs (default: 0).
+        token_type_ids [batch, time] say to which segment a token belongs (default: 0), task_type_ids to which task
+        (default: 0), langs to which language (default: none).
         documents [batch, time] confines attention to tokens of equal id (packing). A state gets the tokens appended.
         labels are [batch, time] ids (-100 is ignored); a decoder alone must predict each from those before it, other
         models at its own place. `loss` is the mean over those predicted.
@@ -107,9 +110,10 @@ class Model(nn.Module):
 
         Raises DataError for ids out of range, a mask of the wrong shape, or input beyond the learned positions.
         """
+        kinds = {"token_type_ids": token_type_ids, "task_type_ids": task_type_ids, "langs": langs}
         if self.encoder is not None and self.decoder is not None:
             encoded = self._encoded(
-                encoder_outputs, input_ids, inputs_embeds, attention_mask, position_ids, token_type_ids, documents,
+                encoder_outputs, input_ids, inputs_embeds, attention_mask, position_ids, kinds, documents,
                 output_hidden_states,
             )  # fmt: skip
             if decoder_input_ids is None and decoder_inputs_embeds is None and labels is not None:
@@ -119,17 +123,17 @@ class Model(nn.Module):
                 decoder_documents, state, "decoder_",
             )  # fmt: skip
             layout.source = _source(encoded, attention_mask, documents, decoder_documents, state, layout.device)
-            ids, embeds, segments, trunk = decoder_input_ids, decoder_inputs_embeds, None, self.decoder
+            ids, embeds, kinds, trunk = decoder_input_ids, decoder_inputs_embeds, {}, self.decoder
         else:
             encoded = Output(None)
             layout = _layout(input_ids, inputs_embeds, attention_mask, position_ids, documents, state)
-            ids, embeds, segments, trunk = input_ids, inputs_embeds, token_type_ids, self.trunk
+            ids, embeds, trunk = input_ids, inputs_embeds, self.trunk
             if any(x is not None for x in (decoder_input_ids, decoder_inputs_embeds, encoder_outputs)):
                 raise DataError("this model has no decoder behind an encoder: pass input_ids")
             if state is not None and self.decoder is None:
                 raise DataError("an encoder sees its whole input at once: it cannot take a state")
         trace: list[Tensor] | None = [] if output_hidden_states else None
-        x = self.embed(ids, embeds, layout, segments)
+        x = self.embed(ids, embeds, layout, kinds)
         x = trunk(x, layout, iter(state.cells) if state is not None else None, trace)
         if state is not None:
             state.lengths += layout.time
@@ -157,6 +161,8 @@ class Model(nn.Module):
         position_ids: Tensor | None = None,
         *,
         token_type_ids: Tensor | None = None,
+        task_type_ids: Tensor | None = None,
+        langs: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         documents: Tensor | None = None,
         output_hidden_states: bool = False,
@@ -167,7 +173,8 @@ class Model(nn.Module):
         layout = _layout(input_ids, inputs_embeds, attention_mask, position_ids, documents, None)
         trace: list[Tensor] | None = [] if output_hidden_states else None
         embed = self.embed if self.encoder_embed is None else self.encoder_embed
-        x = embed(input_ids, inputs_embeds, layout, token_type_ids, self.embed.tokens)
+        kinds = {"token_type_ids": token_type_ids, "task_type_ids": task_type_ids, "langs": langs}
+        x = embed(input_ids, inputs_embeds, layout, kinds, self.embed.tokens)
         x = self.encoder(x, layout, None, trace)
         return Output(last_hidden_state=x, hidden_states=None if trace is None else tuple(trace))
 
@@ -178,7 +185,7 @@ class Model(nn.Module):
         inputs_embeds: Tensor | None,
         attention_mask: Tensor | None,
         position_ids: Tensor | None,
-        token_type_ids: Tensor | None,
+        kinds: Mapping[str, Tensor | None],
         documents: Tensor | None,
         output_hidden_states: bool,
     ) -> Output:
@@ -188,7 +195,7 @@ class Model(nn.Module):
                 input_ids,
                 attention_mask,
                 position_ids,
-                token_type_ids=token_type_ids,
+                **kinds,
                 inputs_embeds=inputs_embeds,
                 documents=documents,
                 output_hidden_states=output_hidden_states,

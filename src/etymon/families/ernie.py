@@ -1,0 +1,87 @@
+"""ERNIE (Sun et al. 2019, arXiv:1904.09223; ERNIE 2.0, arXiv:1907.12412; ERNIE 3.0, arXiv:2107.02137).
+
+What was new over BERT: whole words and entities are masked, from 2.0 on several tasks are learnt one after the other,
+and a vector says which (`task_type_ids`). The ten billion parameters of 3.0's paper (a shared Transformer-XL of 48
+layers under two branches of 12) were never published; the models of that name are distilled ones of ERNIE 2.0's form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from etymon.families import bert
+from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Running
+from etymon.families.reader import ConfigReader
+from etymon.families.weights import Rule, affine
+from etymon.spec import LM, Classify, Head, Hidden, ModelSpec
+
+
+@extends(bert.build)
+def build(*, tasks: int = 0, **dimensions: Any) -> ModelSpec:
+    """Return the spec of an ERNIE of these dimensions, with vectors for so many `tasks`."""
+    spec = bert.build(**({"family": "ernie"} | dimensions))
+    return dataclasses.replace(spec, embed=dataclasses.replace(spec.embed, tasks=tasks))
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """Read a `config.json` of model type "ernie"."""
+    known = ("ErnieForMaskedLM", "ErnieForPreTraining", "ErnieModel", "ErnieForSequenceClassification")
+    architecture, classes = bert.read_architecture(reader, known)
+    heads: dict[str, Head] = {known[2]: Hidden(pooler="tanh"), known[3]: Classify(classes=classes)}
+    tasks = reader.take("task_type_vocab_size", int, 3)
+    if not reader.take("use_task_id", bool, False):
+        tasks = 0
+    return build(**bert.read_encoder(reader), tasks=tasks, head=heads.get(architecture))
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Write the `config.json` of a spec that `build` made."""
+    end = {LM: "ForMaskedLM", Hidden: "Model", Classify: "ForSequenceClassification"}[type(spec.head)]
+    tasks = {"use_task_id": spec.embed.tasks > 0, "task_type_vocab_size": spec.embed.tasks or 3}
+    return bert.write_encoder(spec) | tasks | {"architectures": [f"Ernie{end}"]}
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order."""
+    yield from bert.weights(spec, "ernie")
+    if spec.embed.tasks:
+        yield Rule("embed.tasks.weight", ("ernie.embeddings.task_type_embeddings.weight",))
+
+
+_ZH = {"vocab": 40000, "segments": 4, "tasks": 3, "context": 2048, "heads": 12, "eps": 1e-5}
+FAMILY = Family(
+    name="ernie",
+    title="ERNIE",
+    paper="https://arxiv.org/abs/2107.02137",
+    origin=Origin(
+        published="2019-04",
+        parents=("bert",),
+        brought="masks over entities and phrases, and a vector for the task that is learnt",
+        reference=Running(),
+    ),
+    model_type="ernie",
+    architecture="ErnieForMaskedLM",
+    build=build,
+    sizes={
+        "ernie-1.0-base-zh": {"vocab": 18000, "dim": 768, "layers": 12, "heads": 12, "context": 513, "activation": "relu"},
+        "ernie-2.0-base-en": {"vocab": 30522, "segments": 4, "dim": 768, "layers": 12, "heads": 12},
+        "ernie-2.0-large-en": {"vocab": 30522, "segments": 4, "dim": 1024, "layers": 24, "heads": 16},
+        "ernie-3.0-xbase-zh": _ZH | {"dim": 1024, "layers": 20, "heads": 16},
+        "ernie-3.0-base-zh": _ZH | {"dim": 768, "layers": 12},
+        "ernie-3.0-medium-zh": _ZH | {"dim": 768, "layers": 6},
+        "ernie-3.0-mini-zh": _ZH | {"dim": 384, "layers": 6},
+        "ernie-3.0-micro-zh": _ZH | {"dim": 384, "layers": 4},
+        "ernie-3.0-nano-zh": _ZH | {"dim": 312, "layers": 4},
+    },
+    tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64, "tasks": 3},
+    read=read,
+    write=write,
+    weights=weights,
+    head_name="cls.predictions.decoder.weight",
+    prefix="ernie.",
+    renamed=bert.FAMILY.renamed,
+    skipped=(r"\.position_ids$", r"^ernie\.pooler\.", *bert.FAMILY.skipped),
+)

@@ -1,0 +1,192 @@
+"""XLM (Lample & Conneau 2019, arXiv:1901.07291).
+
+What was new over BERT: one model for many languages, whose vectors are added to the tokens (`langs`), masked or causal
+language modelling on all of them, and translation language modelling on pairs of sentences. Where the positions are
+sines ("sinusoidal_embeddings"), the published files hold their table all the same, so it is read like a learned one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from etymon.families import bert
+from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
+from etymon.families.reader import ConfigReader
+from etymon.families.weights import Concat, Rule, affine
+from etymon.spec import (
+    LM,
+    Attention,
+    Bidirectional,
+    Dense,
+    Embed,
+    Head,
+    Hidden,
+    LayerNorm,
+    Learned,
+    ModelSpec,
+    Stack,
+)
+
+
+def build(
+    *,
+    name: str = "xlm",
+    vocab: int,
+    dim: int,
+    layers: int,
+    heads: int,
+    languages: int = 0,
+    context: int = 512,
+    eps: float = 1e-12,
+    activation: str = "gelu",
+    causal: bool = False,
+    tied: bool = True,
+    head: Head | None = None,
+) -> ModelSpec:
+    """Return the spec of an XLM of these dimensions; a `causal` one predicts the next token, others masked ones."""
+    blocks = (bert.block(dim, heads, 4 * dim, activation, eps),) * layers
+    return ModelSpec(
+        name=name,
+        family="xlm",
+        vocab=vocab,
+        dim=dim,
+        context=context,
+        embed=Embed(position=Learned(length=context), languages=languages, norm=LayerNorm(eps=eps)),
+        encoder=None if causal else Stack(blocks=blocks, final_norm=None, visibility=Bidirectional()),
+        decoder=Stack(blocks=blocks, final_norm=None) if causal else None,
+        head=head or LM(tied=tied, bias=True),
+    )
+
+
+def read_sizes(reader: ConfigReader) -> dict[str, Any]:
+    """Read the dimensions that XLM and MASS have in common, as `build` names them.
+
+    Raises ConfigError for an adaptive softmax, which is not supported.
+    """
+    reader.expect("asm", False)
+    for key in ("asm_cutoffs", "asm_div_value", "embed_init_std", "unk_index", "mask_index", "bos_index", "eos_index"):
+        reader.take(key, object, None)  # of the adaptive softmax, of training, and ids that the tokenizer knows
+    for key in ("pad_index", "mask_token_id", "lang_id", "id2lang", "lang2id", "sinusoidal_embeddings"):
+        reader.take(key, object, None)
+    languages = reader.take("n_langs", int, 1)
+    return {
+        "vocab": reader.take("n_words", int, None) or reader.take("vocab_size", int),
+        "dim": reader.take("emb_dim", int),
+        "layers": reader.take("n_layers", int),
+        "heads": reader.take("n_heads", int),
+        "languages": languages if reader.take("use_lang_emb", bool, True) and languages > 1 else 0,
+        "context": reader.take("max_position_embeddings", int, 512),
+        "eps": reader.take("layer_norm_eps", float, 1e-12),
+        "activation": "gelu" if reader.take("gelu_activation", bool, True) else "relu",
+    }
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """Read a `config.json` of model type "xlm"."""
+    architecture, _ = bert.read_architecture(reader, ("XLMWithLMHeadModel", "XLMModel"))
+    reader.expect("is_encoder", True)
+    for key in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout"):
+        reader.take(f"summary_{key}", object, None)  # of heads that these models do not have
+    for key in ("start_n_top", "end_n_top"):
+        reader.take(key, object, None)
+    tied, causal = reader.take("tie_word_embeddings", bool, True), reader.take("causal", bool, False)
+    head = Hidden() if architecture == "XLMModel" else None
+    return build(**read_sizes(reader), causal=causal, tied=tied, head=head)
+
+
+def write_sizes(spec: ModelSpec) -> dict[str, Any]:
+    """Write what `read_sizes` reads."""
+    attention, ffn = (spec.trunk.blocks[0].subs[i].op for i in (0, -1))
+    norm = spec.embed.norm
+    assert isinstance(attention, Attention) and isinstance(ffn, Dense) and norm is not None
+    return {
+        "vocab_size": spec.vocab,
+        "emb_dim": spec.dim,
+        "n_layers": spec.trunk.depth,
+        "n_heads": attention.heads,
+        "n_langs": spec.embed.languages or 1,
+        "use_lang_emb": spec.embed.languages > 0,
+        "max_position_embeddings": spec.context,
+        "layer_norm_eps": norm.eps,
+        "gelu_activation": ffn.activation == "gelu",
+        "sinusoidal_embeddings": False,
+        "asm": False,
+    }
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Write the `config.json` of a spec that `build` made."""
+    architecture = "XLMModel" if isinstance(spec.head, Hidden) else "XLMWithLMHeadModel"
+    tied = {"tie_word_embeddings": spec.tied or isinstance(spec.head, Hidden)}
+    return write_sizes(spec) | tied | {"architectures": [architecture], "causal": spec.decoder is not None}
+
+
+def embed_weights(spec: Embed, ours: str, prefix: str) -> Iterator[Rule]:
+    """List the tensors of positions, languages and the norm of embeddings."""
+    yield Rule(f"{ours}.positions.weight", (f"{prefix}position_embeddings.weight",))
+    if spec.languages:
+        yield Rule(f"{ours}.languages.weight", (f"{prefix}lang_embeddings.weight",))
+    yield from affine(f"{ours}.norm", f"{prefix}layer_norm_emb", bias=True)
+
+
+def attention_weights(ours: str, published: str, dim: int, parts: tuple[str, ...]) -> Iterator[Rule]:
+    """List the tensors of an attention's projections of its inputs; `parts` are those that ours has as one."""
+    for part in parts:
+        names = tuple(f"{published}.{x}_lin" for x in part)
+        yield from affine(f"{ours}.{part}", names, bias=True, ops=(Concat((dim,) * len(part)),))
+
+
+def block_weights(ours: str, prefix: str, layer: int, dim: int) -> Iterator[Rule]:
+    """List the tensors of a block's self-attention and feed-forward layer."""
+    yield from attention_weights(f"{ours}.attention.op", f"{prefix}attentions.{layer}", dim, ("qkv",))
+    yield from affine(f"{ours}.attention.op.out", f"{prefix}attentions.{layer}.out_lin", bias=True)
+    yield from affine(f"{ours}.attention.post", f"{prefix}layer_norm1.{layer}", bias=True)
+    yield from affine(f"{ours}.ffn.op.up", f"{prefix}ffns.{layer}.lin1", bias=True)
+    yield from affine(f"{ours}.ffn.op.down", f"{prefix}ffns.{layer}.lin2", bias=True)
+    yield from affine(f"{ours}.ffn.post", f"{prefix}layer_norm2.{layer}", bias=True)
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order."""
+    yield Rule("embed.tokens.weight", ("transformer.embeddings.weight",))
+    yield from embed_weights(spec.embed, "embed", "transformer.")
+    side = "encoder" if spec.decoder is None else "decoder"
+    for i in range(len(spec.trunk.blocks)):
+        yield from block_weights(f"{side}.blocks.{i}", "transformer.", i, spec.dim)
+    if isinstance(spec.head, LM):
+        yield Rule("head.linear.bias", ("pred_layer.proj.bias",))
+        if not spec.tied:
+            yield Rule("head.linear.weight", ("pred_layer.proj.weight",))
+
+
+_1024 = {"dim": 1024, "heads": 8}
+FAMILY = Family(
+    name="xlm",
+    title="XLM",
+    paper="https://arxiv.org/abs/1901.07291",
+    origin=Origin(
+        published="2019-01",
+        parents=("bert",),
+        brought="one encoder for many languages, aligned by translated pairs of sentences",
+        reference=Running(),
+    ),
+    model_type="xlm",
+    architecture="XLMWithLMHeadModel",
+    build=build,
+    sizes={
+        "xlm-mlm-en-2048": {"vocab": 30145, "dim": 2048, "layers": 12, "heads": 16},
+        "xlm-mlm-ende-1024": _1024 | {"vocab": 64699, "layers": 6, "languages": 2},
+        "xlm-clm-ende-1024": _1024 | {"vocab": 64699, "layers": 6, "languages": 2, "causal": True},
+        "xlm-mlm-xnli15-1024": _1024 | {"vocab": 95000, "layers": 12, "languages": 15},
+        "xlm-mlm-100-1280": {"vocab": 200000, "dim": 1280, "layers": 16, "heads": 16},
+    },
+    tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "languages": 3, "context": 64},
+    read=read,
+    write=write,
+    weights=weights,
+    head_name="pred_layer.proj.weight",
+    prefix="transformer.",
+    skipped=(r"\.position_ids$", r"^pred_layer\."),
+)
