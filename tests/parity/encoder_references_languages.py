@@ -33,7 +33,9 @@ ENCODERS = [
     Reference("xlm", _xlm(), False, kinds=LANGS),
     Reference("xlm-without-langs", _xlm(), False),
     Reference("xlm-one-language", _xlm(n_langs=1), False),
-    Reference("xlm-relu-sines-eps", _xlm(gelu_activation=False, sinusoidal_embeddings=True, layer_norm_eps=1e-3), False),
+    Reference(
+        "xlm-relu-sines-eps", _xlm(gelu_activation=False, sinusoidal_embeddings=True, layer_norm_eps=1e-3), False
+    ),
     Reference("xlm-untied", _xlm(tie_word_embeddings=False), False, kinds=LANGS),
     Reference("xlm-hidden", _xlm("XLMModel"), False, kinds=LANGS),
     Reference("ernie", _make("ErnieForMaskedLM", "ErnieConfig", _ENCODER, **_TASKS), kinds={"task_type_ids": 3}),

@@ -15,7 +15,7 @@ from etymon.families import bert
 from etymon.families.family import Family, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
-from etymon.families.weights import Rule, affine
+from etymon.families.weights import Rule
 from etymon.spec import LM, Classify, Head, Hidden, ModelSpec
 
 
@@ -66,7 +66,14 @@ FAMILY = Family(
     architecture="ErnieForMaskedLM",
     build=build,
     sizes={
-        "ernie-1.0-base-zh": {"vocab": 18000, "dim": 768, "layers": 12, "heads": 12, "context": 513, "activation": "relu"},
+        "ernie-1.0-base-zh": {
+            "vocab": 18000,
+            "dim": 768,
+            "layers": 12,
+            "heads": 12,
+            "context": 513,
+            "activation": "relu",
+        },
         "ernie-2.0-base-en": {"vocab": 30522, "segments": 4, "dim": 768, "layers": 12, "heads": 12},
         "ernie-2.0-large-en": {"vocab": 30522, "segments": 4, "dim": 1024, "layers": 24, "heads": 16},
         "ernie-3.0-xbase-zh": _ZH | {"dim": 1024, "layers": 20, "heads": 16},
