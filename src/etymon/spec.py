@@ -239,6 +239,21 @@ class CrossAttention(Heads):
     name: ClassVar[str] = "cross"
 
 
+@dataclass(frozen=True, kw_only=True)
+class GlobalLocalAttention:
+    """Every token sees those at most `reach` places away on either side and all global ones, which a call chooses;
+    these see every token, by queries, keys and values of their own (Beltagy et al. 2020, arXiv:2004.05150)."""
+
+    name: ClassVar[str] = "attention"
+    heads: int
+    head_dim: int
+    reach: int
+
+    def __post_init__(self) -> None:
+        if min(self.heads, self.head_dim, self.reach) < 1:
+            raise ConfigError(f"attention: heads, head_dim and reach={self.reach} must be at least 1")
+
+
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu", "tanh")
 
 
@@ -431,6 +446,7 @@ class ChannelMix:
 Op = (
     Attention
     | CrossAttention
+    | GlobalLocalAttention
     | Dense
     | Gated
     | MoE

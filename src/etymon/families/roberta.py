@@ -79,9 +79,9 @@ def writing(prefix: str) -> Any:
     return write
 
 
-def weights(spec: ModelSpec) -> Iterator[Rule]:
+def weights(spec: ModelSpec, prefix: str = "roberta") -> Iterator[Rule]:
     """List the tensors in published order."""
-    yield from bert.encoder_weights(spec, "roberta")
+    yield from bert.encoder_weights(spec, prefix)
     if isinstance(spec.head, LM):
         yield from affine("head.projection.dense", "lm_head.dense", bias=True)
         yield from affine("head.projection.norm", "lm_head.layer_norm", bias=True)
@@ -90,7 +90,7 @@ def weights(spec: ModelSpec) -> Iterator[Rule]:
         yield from affine("head.dense", "classifier.dense", bias=True)
         yield from affine("head.linear", "classifier.out_proj", bias=True)
     else:
-        yield from affine("head.dense", "roberta.pooler.dense", bias=True)
+        yield from affine("head.dense", f"{prefix}.pooler.dense", bias=True)
 
 
 SKIPPED = (r"\.position_ids$", r"^roberta\.pooler\.", r"^lm_head\.decoder\.bias$")

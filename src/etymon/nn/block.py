@@ -16,6 +16,7 @@ from etymon.nn.moe import MoE
 from etymon.nn.norm import build_norm
 from etymon.nn.recurrent import Recurrence
 from etymon.nn.scores import BucketBias
+from etymon.nn.sliding import GlobalLocalAttention
 from etymon.nn.ssm import DualSSM, SelectiveSSM
 from etymon.nn.state import Cell, Mixer
 from etymon.nn.window import Window
@@ -29,6 +30,8 @@ def build_op(op: spec.Op, dim: int, visibility: spec.Visibility) -> nn.Module:
             return Attention(op, dim, visibility)
         case spec.CrossAttention():
             return CrossAttention(op, dim)
+        case spec.GlobalLocalAttention():
+            return GlobalLocalAttention(op, dim, visibility)
         case spec.Dense():
             return Dense(op, dim)
         case spec.Gated():

@@ -13,7 +13,7 @@ from etymon.nn.block import Stack, build_block
 from etymon.nn.embed import Embed
 from etymon.nn.head import build_head
 from etymon.nn.moe import MoE
-from etymon.spec import Attention, Block, Causal, CrossAttention, ModelSpec, Visibility
+from etymon.spec import Attention, Block, Causal, CrossAttention, GlobalLocalAttention, ModelSpec, Visibility
 from etymon.spec import Stack as StackSpec
 
 
@@ -51,6 +51,8 @@ def flops_per_token(spec: ModelSpec, context: int) -> int:
         for sub in stack.subs():
             if isinstance(sub.op, Attention):
                 total += (6 if causal else 12) * sub.op.query_width * min(context, sub.op.window or context)
+            elif isinstance(sub.op, GlobalLocalAttention):
+                total += 12 * sub.op.heads * sub.op.head_dim * min(context, 2 * sub.op.reach + 1)
             elif isinstance(sub.op, CrossAttention):
                 total += 12 * sub.op.query_width * context
     return total

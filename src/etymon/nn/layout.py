@@ -25,6 +25,18 @@ class Source:
     mask: Tensor | None
 
 
+class Chosen:
+    """The global tokens of a call: `mask` [batch, time], and per row their places `index` [batch, most], of which those
+    that are not `real` [batch, most] only fill up."""
+
+    def __init__(self, mask: Tensor) -> None:
+        self.mask = mask
+        counts = mask.sum(1)
+        most = int(counts.max())
+        self.index = mask.long().argsort(dim=1, descending=True, stable=True)[:, :most]
+        self.real = torch.arange(most, device=mask.device) < counts[:, None]
+
+
 class Layout:
     """The tokens of one call.
 
@@ -49,6 +61,7 @@ class Layout:
         self.documents = documents
         self.columns: int | Tensor = 0
         self.source: Source | None = None
+        self.chosen: Chosen | None = None
         self.bias: Tensor | None = None  # added to the scores of every self-attention, [batch or 1, heads, time, keys]
         self._masks: dict[tuple[spec.Visibility, int | None], tuple[Tensor | None, bool]] = {}
         self._biases: dict[tuple[spec.Visibility, int | None, spec.ALiBi, int, torch.dtype], Tensor] = {}
@@ -101,6 +114,16 @@ class Layout:
         if isinstance(self.columns, Tensor):
             real = self.attention_mask.gather(1, self.columns)
         return Runs(self.documents, real)
+
+    def choose(self, mask: Tensor, possible: bool) -> None:
+        """Make the tokens of `mask` [batch, time] global, but for padding. Raises DataError where it is not `possible`,
+        or for another shape."""
+        if not possible:
+            raise DataError("this model has no global tokens: leave out global_attention_mask")
+        if mask.shape != (self.batch, self.time):
+            raise DataError(f"global_attention_mask has shape {tuple(mask.shape)}, expected {(self.batch, self.time)}")
+        chosen = mask.bool() if self.attention_mask is None else mask.bool() & self.attention_mask
+        self.chosen = Chosen(chosen) if bool(chosen.any()) else None
 
     def positions_from_padding(self) -> Tensor:
         """Return positions [batch or 1, time] that count the real tokens, -1 for padding, unless they were given."""

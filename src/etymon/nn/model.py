@@ -19,6 +19,7 @@ from etymon.nn.layout import Layout, Source
 from etymon.nn.linear import Linear
 from etymon.nn.moe import Experts, MoE
 from etymon.nn.norm import RMSNorm
+from etymon.nn.sliding import GlobalLocalAttention
 from etymon.nn.state import Cell, Mixer, State
 from etymon.spec import ModelSpec
 
@@ -76,6 +77,7 @@ class Model(nn.Module):
         token_type_ids: Tensor | None = None,
         task_type_ids: Tensor | None = None,
         langs: Tensor | None = None,
+        global_attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
@@ -98,6 +100,7 @@ class Model(nn.Module):
         left-padded batch of a model with learned positions, pass `attention_mask.cumsum(-1) - 1`, clamped at 0.
         token_type_ids [batch, time] say to which segment a token belongs (default: 0), task_type_ids to which task
         (default: 0), langs to which language (default: none).
+        global_attention_mask [batch, time] is 1 for the tokens that see all and that all see (default: none).
         documents [batch, time] confines attention to tokens of equal id (packing). A state gets the tokens appended.
         labels are [batch, time] ids (-100 is ignored); a decoder alone must predict each from those before it, other
         models at its own place. `loss` is the mean over those predicted.
@@ -132,6 +135,8 @@ class Model(nn.Module):
                 raise DataError("this model has no decoder behind an encoder: pass input_ids")
             if state is not None and self.decoder is None:
                 raise DataError("an encoder sees its whole input at once: it cannot take a state")
+        if global_attention_mask is not None:
+            layout.choose(global_attention_mask, any(isinstance(x, GlobalLocalAttention) for x in trunk.mixers()))
         trace: list[Tensor] | None = [] if output_hidden_states else None
         x = self.embed(ids, embeds, layout, kinds)
         x = trunk(x, layout, iter(state.cells) if state is not None else None, trace)

@@ -22,6 +22,7 @@ from etymon.spec import (
     DualSSM,
     Elman,
     Gated,
+    GlobalLocalAttention,
     ModelSpec,
     MoE,
     Op,
@@ -85,6 +86,8 @@ def _kept(op: Op, dim: int) -> int:
             return 2 * (op.query_width + 2 * op.kv_width) + op.query_width
         case CrossAttention():  # the keys and values are made of the source, taken to be as long
             return 2 * (op.query_width + 2 * op.kv_width) + op.query_width
+        case GlobalLocalAttention():  # both projections, keys and values of each block's three, output
+            return (5 + 3 * 2 + 2) * op.heads * op.head_dim
         case MoE():  # the inputs and outputs of the chosen experts, and what is inside them
             shared = _kept(op.shared.op, dim) if op.shared else 0
             return op.router.k * (2 * dim + _kept(op.expert, dim)) + shared

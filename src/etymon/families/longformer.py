@@ -1,0 +1,109 @@
+"""Longformer (Beltagy et al. 2020, arXiv:2004.05150).
+
+What was new over RoBERTa, from whose weights it was trained on: each token sees only a window, so that the cost grows
+linearly with the length, and a few tokens of the user's choice (`global_attention_mask`) see and are seen by all, with
+projections of their own. A published window of 512 reaches 256 tokens to either side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from etymon.errors import ConfigError
+from etymon.families import bert, roberta
+from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Running
+from etymon.families.reader import ConfigReader
+from etymon.families.weights import Concat, Rule, affine
+from etymon.spec import Attention, Block, GlobalLocalAttention, Head, Hidden, ModelSpec, Op
+
+
+@extends(roberta.build)
+def build(*, window: int | Sequence[int] = 512, context: int = 4096, **dimensions: Any) -> ModelSpec:
+    """Return the spec of a Longformer; `window` is that of all layers or of each."""
+    named: dict[str, Any] = {"name": "longformer", "family": "longformer"}
+    spec = roberta.build(**named | dimensions, context=context)
+    windows = [window] * len(spec.trunk.blocks) if isinstance(window, int) else list(window)
+    if len(windows) != len(spec.trunk.blocks) or any(size < 2 or size % 2 for size in windows):
+        raise ConfigError(f"window={window} must be an even number above 0, for all layers or for each")
+
+    def slide(i: int, op: Op) -> Op:
+        assert isinstance(op, Attention)
+        return GlobalLocalAttention(heads=op.heads, head_dim=op.head_dim, reach=windows[i] // 2)
+
+    return _with_attention(spec, slide)
+
+
+def _with_attention(spec: ModelSpec, change: Callable[[int, Op], Op]) -> ModelSpec:
+    def changed(i: int, block: Block) -> Block:
+        attention, ffn = block.subs
+        return dataclasses.replace(block, subs=(dataclasses.replace(attention, op=change(i, attention.op)), ffn))
+
+    stack = dataclasses.replace(
+        spec.trunk, blocks=tuple(changed(i, block) for i, block in enumerate(spec.trunk.blocks))
+    )
+    return dataclasses.replace(spec, encoder=stack)
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """Read a `config.json` of model type "longformer"."""
+    architecture, _ = bert.read_architecture(reader, ("LongformerForMaskedLM", "LongformerModel"))
+    reader.expect("attention_mode", "longformer")
+    reader.expect("ignore_attention_mask", False)
+    reader.take("onnx_export", bool, False)
+    window: Any = reader.take("attention_window", object, 512)
+    dimensions, padding = bert.read_encoder(reader), reader.take("pad_token_id", int, 1)
+    dimensions["context"] -= padding + 1
+    head: Head | None = Hidden(pooler="tanh") if architecture == "LongformerModel" else None
+    return build(**dimensions, window=window, padding=padding, head=head)
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Write the `config.json` of a spec that `build` made."""
+    windows: list[int] = []
+
+    def widen(i: int, op: Op) -> Op:
+        assert isinstance(op, GlobalLocalAttention)
+        windows.append(2 * op.reach)
+        return Attention(heads=op.heads, kv_heads=op.heads, head_dim=op.head_dim, bias="qkvo")
+
+    return roberta.writing("Longformer")(_with_attention(spec, widen)) | {"attention_window": windows}
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order."""
+    yield from roberta.weights(spec, "longformer")
+    for i in range(len(spec.trunk.blocks)):
+        ours, theirs = f"encoder.blocks.{i}.attention.op", f"longformer.encoder.layer.{i}.attention.self"
+        yield from affine(f"{ours}.q_global", f"{theirs}.query_global", bias=True)
+        kv = (f"{theirs}.key_global", f"{theirs}.value_global")
+        yield from affine(f"{ours}.kv_global", kv, bias=True, ops=(Concat((spec.dim,) * 2),))
+
+
+FAMILY = Family(
+    name="longformer",
+    title="Longformer",
+    paper="https://arxiv.org/abs/2004.05150",
+    origin=Origin(
+        published="2020-04",
+        parents=("roberta",),
+        brought="sliding windows and a few global tokens: texts of 4,096 tokens",
+        reference=Running(),
+    ),
+    model_type="longformer",
+    architecture="LongformerForMaskedLM",
+    build=build,
+    sizes={
+        "longformer-base-4096": {"dim": 768, "layers": 12, "heads": 12},
+        "longformer-large-4096": {"dim": 1024, "layers": 24, "heads": 16},
+    },
+    tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 96, "window": (6, 10)},
+    read=read,
+    write=write,
+    weights=weights,
+    head_name="lm_head.decoder.weight",
+    prefix="longformer.",
+    skipped=(r"\.position_ids$", r"^longformer\.pooler\.", r"^lm_head\.decoder\.bias$"),
+)
