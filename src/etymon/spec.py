@@ -164,6 +164,16 @@ class ALiBi:
     scale: float = 1.0
 
 
+@dataclass(frozen=True, kw_only=True)
+class RelativeSinusoids:
+    """Scores of content and distance, (q + u) k + (q + v) W r, with the sinusoids r of the distance between query and
+    key, no longer than `clamp` (Dai et al. 2019, arXiv:1901.02860). `segments` adds (q + s) e, where e is one of two
+    vectors: the key is in the query's segment, or in another (Yang et al. 2019, arXiv:1906.08237)."""
+
+    clamp: int | None = None
+    segments: bool = False
+
+
 # -- operators --------------------------------------------------------------------------------------------------------
 
 
@@ -220,7 +230,7 @@ class Attention(Heads):
 
     name: ClassVar[str] = "attention"
     rope: Rope | None = None
-    scores: ALiBi | BucketBias | None = None
+    scores: ALiBi | BucketBias | RelativeSinusoids | None = None
     qk_norm: QKNorm | None = None
     window: int | None = None
     clip: float | None = None

@@ -30,7 +30,7 @@ class Attention(Mixer):
         norm, wide = (op.qk_norm.norm, op.qk_norm.over == "width") if op.qk_norm else (None, False)
         self.q_norm = build_norm(norm, op.query_width if wide else op.head_dim)
         self.k_norm = build_norm(norm, op.kv_width if wide else op.head_dim)
-        self.scores = build_scores(op, visibility)
+        self.scores = build_scores(op, dim, visibility)
         self.flat = 2 if wide else 3  # the first dimension that a norm runs over
 
     def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> KeyValues:
@@ -62,7 +62,9 @@ class Attention(Mixer):
         mask: Tensor | None
         if self.scores is not None:
             q_BTHD, bias = self.scores(q_BTHD, k_BGSD, layout)
-            mask, is_causal = bias.masked_fill(~layout.mask(self.visibility, op.window), -torch.inf), False
+            # a finite least score: who sees nothing mixes all evenly
+            least = torch.finfo(bias.dtype).min
+            mask, is_causal = bias.masked_fill(~layout.mask(self.visibility, op.window), least), False
         elif isinstance(op.scores, spec.ALiBi):
             mask, is_causal = layout.alibi(self.visibility, op.window, op.scores, op.heads, q_BTHD.dtype), False
         elif op.softcap is not None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from etymon import spec
 from etymon.nn.layout import Layout
+from etymon.nn.linear import Linear
+from etymon.nn.position import sinusoids
 from etymon.nn.table import Table
 
 
@@ -48,10 +51,42 @@ class BucketBias(Scores):
         return bucket + buckets * (offset > 0) if self.both_ways else bucket
 
 
-def build_scores(op: spec.Attention, visibility: spec.Visibility) -> Scores | None:
+class RelativeSinusoids(Scores):
+    """(q + u) k + (q + v) W r, with the sinusoids r of distances."""
+
+    def __init__(self, scores: spec.RelativeSinusoids, op: spec.Attention, dim: int, causal: bool) -> None:
+        super().__init__()
+        self.op, self.clamp, self.causal = op, scores.clamp, causal
+        self.scale = op.head_dim**-0.5 if op.scale is None else op.scale
+        self.distances = Linear(dim, (op.query_width,), bias=False)
+        self.u, self.v = Table(op.heads, op.head_dim), Table(op.heads, op.head_dim)
+
+    def forward(self, q_BTHD: Tensor, k_BGSD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Return q + u, and the scores of distances."""
+        return q_BTHD + self.u.weight, self.bias(q_BTHD, -layout.distance(), layout.keys - 1)
+
+    def bias(self, q_BTHD: Tensor, distance: Tensor, farthest: int) -> Tensor:
+        """Return the scores [B, H, T, S] of `distance` (query - key) [B or 1, 1, T, S], at most `farthest` both ways.
+
+        Every distance is multiplied once, and its score then fetched for all pairs that are so far apart.
+        """
+        nearest = 0 if self.causal else -farthest
+        steps = torch.arange(nearest, farthest + 1, device=q_BTHD.device)
+        if self.clamp is not None:
+            steps = steps.clamp(-self.clamp, self.clamp)
+        waves = sinusoids(steps[None], self.distances.in_features, q_BTHD.dtype)
+        r_PHD = self.distances(waves).view(-1, self.op.heads, self.op.head_dim)
+        scores_BHTP = ((q_BTHD + self.v.weight) * self.scale).transpose(1, 2) @ r_PHD.permute(1, 2, 0)
+        place = (distance.clamp(min=nearest) - nearest).expand(*scores_BHTP.shape[:3], -1)
+        return scores_BHTP.gather(3, place)
+
+
+def build_scores(op: spec.Attention, dim: int, visibility: spec.Visibility) -> Scores | None:
     """Build what `op` adds to its scores; None where that is nothing, or needs no module of its own."""
     match op.scores:
         case spec.BucketBias():
             return BucketBias(op.scores, visibility)
+        case spec.RelativeSinusoids():
+            return RelativeSinusoids(op.scores, op, dim, isinstance(visibility, spec.Causal))
         case None | spec.ALiBi():
             return None

@@ -1,0 +1,16 @@
+"""Parameter counts of models with relative positions or memories: of the papers' tables, rounded as there, or of the
+published classes."""
+
+PUBLISHED: dict[str, int | str] = {
+    # 41M and 277M in the paper (table 2)
+    "transformer-xl-enwik8-12l": "41.1M",
+    "transformer-xl-enwik8-24l": "277.3M",
+    # 13 d^2 per layer, 32000 d for the embedding, norms and the two biases of the queries
+    "gopher-44m": "44M",
+    "gopher-117m": "117M",
+    "gopher-417m": "417M",
+    "gopher-1.4b": "1.4B",
+    "gopher-7.1b": "7.1B",
+    "gopher-280b": "280B",
+    "chinchilla-70b": "70B",
+}
