@@ -37,4 +37,18 @@ PUBLISHED: dict[str, int | str] = {
     "chinese-llama2-7b": "6.929B",
     "chinese-llama2-13b": 13_015_864_320 + 2 * 5120 * (55296 - 32000),
     "llama-pro-8b": "8.357B",
+    "gemma3-270m": 268_098_176,
+    "gemma3-1b": 999_885_952,
+    "gemma3-4b": 3_880_263_168,  # of the text model, as are those below
+    "gemma3-12b": 11_766_034_176,
+    "gemma3-27b": 27_009_346_304,
+    "glm-4-9b": 9_399_951_360,
+    "glm-4-9b-0414": 9_400_279_040,
+    "glm-4-32b-0414": "32.566B",
+    # called by what lies outside the embeddings (50281 tokens and 2048 positions): 85M, 302M, 679M, 2.5B, 12.6B
+    "codex-85m": "125.2M",
+    "codex-300m": "355.9M",
+    "codex-679m": "760.3M",
+    "codex-2.5b": "2.652B",
+    "codex-12b": "12.854B",
 }

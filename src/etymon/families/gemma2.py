@@ -45,27 +45,30 @@ def build(
     return with_windows(with_blocks(dataclasses.replace(spec, head=head), "gemma2", block), "gemma2", windows)
 
 
-def read(reader: ConfigReader) -> ModelSpec:
-    """Read a `config.json` of model type "gemma2"."""
+def read_dimensions(reader: ConfigReader, **defaults: Any) -> dict[str, Any]:
+    """Read what the configs of Gemma 2 and its descendants have in common, as `build` names it."""
     activation = reader.take("hidden_activation", str, "gelu_pytorch_tanh")
     reader.take("hidden_act", str, None)  # the published configs carry both, and the other one counts
-    sizes = llama.read_sizes(reader, context=8192, head_dim=256, tied=True)
-    sizes["activation"] = llama.ACTIVATIONS.get(activation, activation)
-    rope = read_rope(reader, dim=sizes["head_dim"], context=sizes["context"])
+    sizes = llama.read_sizes(reader, head_dim=256, tied=True, **defaults)
     reader.expect("use_bidirectional_attention", None, False)
     reader.take("cache_implementation", str, None)
+    return sizes | {
+        "activation": llama.ACTIVATIONS.get(activation, activation),
+        "attention_bias": reader.take("attention_bias", bool, False),
+        "scale": reader.take("query_pre_attn_scalar", float, 256.0) ** -0.5,
+        "softcap": reader.take("attn_logit_softcapping", float, None),
+        "logit_softcap": reader.take("final_logit_softcapping", float, None),
+    }
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """Read a `config.json` of model type "gemma2"."""
+    dimensions = read_dimensions(reader, context=8192)
+    rope = read_rope(reader, dim=dimensions["head_dim"], context=dimensions["context"])
     window = reader.take("sliding_window", int, 4096)
-    kinds = reader.take("layer_types", list, ["sliding_attention", "full_attention"] * sizes["layers"])
-    spec = build(
-        **sizes,
-        rope_base=rope.base,
-        rope_scaling=rope.scaling,
-        attention_bias=reader.take("attention_bias", bool, False),
-        scale=reader.take("query_pre_attn_scalar", float, 256.0) ** -0.5,
-        softcap=reader.take("attn_logit_softcapping", float, None),
-        logit_softcap=reader.take("final_logit_softcapping", float, None),
-    )
-    windows = [window if kind == "sliding_attention" else None for kind in kinds[: sizes["layers"]]]
+    kinds = reader.take("layer_types", list, ["sliding_attention", "full_attention"] * dimensions["layers"])
+    spec = build(**dimensions, rope_base=rope.base, rope_scaling=rope.scaling)
+    windows = [window if kind == "sliding_attention" else None for kind in kinds[: dimensions["layers"]]]
     return with_windows(spec, "gemma2", windows)
 
 

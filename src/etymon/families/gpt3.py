@@ -23,6 +23,7 @@ def build(*, name: str = "gpt3", layers: int, context: int = 2048, window: int |
     return with_windows(spec, "gpt3", [window if i % 2 else None for i in range(layers)])
 
 
+_CODEX = {"vocab": 50281}
 FAMILY = Family(
     name="gpt3",
     title="GPT-3",
@@ -43,6 +44,12 @@ FAMILY = Family(
         "gpt3-6.7b": {"dim": 4096, "layers": 32, "heads": 32},
         "gpt3-13b": {"dim": 5120, "layers": 40, "heads": 40},
         "gpt3-175b": {"dim": 12288, "layers": 96, "heads": 96},
+        # Codex is named by its parameters outside the embeddings, and has 24 tokens more, for runs of blanks
+        "codex-85m": _CODEX | {"dim": 768, "layers": 12, "heads": 12},
+        "codex-300m": _CODEX | {"dim": 1024, "layers": 24, "heads": 16},
+        "codex-679m": _CODEX | {"dim": 1536, "layers": 24, "heads": 16},
+        "codex-2.5b": _CODEX | {"dim": 2560, "layers": 32, "heads": 32},
+        "codex-12b": _CODEX | {"dim": 5120, "layers": 40, "heads": 40},
     },
     tiny=gpt2.FAMILY.tiny | {"window": 16},
 )
