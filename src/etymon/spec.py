@@ -45,7 +45,14 @@ class RMSNorm:
     offset: float = 0.0
 
 
-Norm = LayerNorm | RMSNorm
+@dataclass(frozen=True, kw_only=True)
+class CentredRMSNorm:
+    """(x - mean(x)) / rms(x) with a learned scale and bias: a LayerNorm whose divisor does not leave out the mean."""
+
+    eps: float = 1e-5
+
+
+Norm = LayerNorm | RMSNorm | CentredRMSNorm
 
 # -- positions --------------------------------------------------------------------------------------------------------
 
@@ -244,9 +251,11 @@ class Attention(Heads):
 
 @dataclass(frozen=True, kw_only=True)
 class CrossAttention(Heads):
-    """Attention from the decoder's tokens to all that the encoder made."""
+    """Attention from the decoder's tokens to all that the encoder made. With several `languages`, each has an output
+    projection of its own."""
 
     name: ClassVar[str] = "cross"
+    languages: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -599,7 +608,8 @@ class Embed:
     added (`Projection`), or the whole sum is (`Factorised`).
 
     `segments` is the number of segment vectors, one of which is added to every token (0: none); `tasks` of vectors that
-    are likewise added for a task, `languages` of vectors added only to tokens whose language is given.
+    are likewise added for a task, `languages` of vectors added only to tokens whose language is given. A `vocab` gives
+    an encoder token vectors of its own (None: the decoder's).
     """
 
     position: Learned | Sinusoidal | None = None
@@ -609,6 +619,7 @@ class Embed:
     languages: int = 0
     norm: Norm | None = None
     projection: Projection | Factorised | None = None
+    vocab: int | None = None
 
     def width(self, dim: int) -> int:
         """Return the width of the token vectors on a residual stream of width `dim`."""

@@ -69,8 +69,11 @@ def outputs(model: Model) -> Tensor:
     ids[0, 30:] = 1
     mask = torch.arange(40).ge(torch.tensor([[0], [5]])).long()
     given = {"decoder_input_ids": target[:, :30], "decoder_attention_mask": mask[:, :30]}
+    given = given if model.spec.decoder is not None else {}
+    if model.spec.embed.languages:
+        given |= {"langs": ids % 2} | ({"decoder_langs": target[:, :30] % 2} if given else {})
     with torch.no_grad():
-        output = model(ids, mask, **given if model.spec.decoder is not None else {})
+        output = model(ids, mask, **given)
     assert output.logits is not None
     return output.logits
 

@@ -1,4 +1,4 @@
-"""Parameter counts of XLM and ERNIE, those of ERNIE as its cards round them."""
+"""Parameter counts of encoders and of models with one: XLM, ERNIE as its cards round them, UniLM, AlexaTM, MASS."""
 
 PUBLISHED: dict[str, int | str] = {
     # The published classes at these sizes. The paper says 665M, 250M and 570M of the first, fourth and fifth.
@@ -17,4 +17,10 @@ PUBLISHED: dict[str, int | str] = {
     "ernie-3.0-micro-zh": "23M",
     "ernie-3.0-nano-zh": "18M",
     "all-minilm-l6-v2": 22_713_216,
+    "unilm1-base-cased": 108_343_876,
+    "unilm1-large-cased": 333_614_404,  # the paper says 340M, as BERT's did
+    # The paper says 19.75B; its layers and widths give this, with one table of tokens for both sides and the head.
+    # Three tables (the published class has as many before it ties them) are 19.71B.
+    "alexatm-20b": 18_478_868_976,
+    "mass-unsup-ende-1024": 306_651_744,  # the paper gives no number
 }

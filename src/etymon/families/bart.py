@@ -25,6 +25,7 @@ from etymon.spec import (
     LayerNorm,
     Learned,
     ModelSpec,
+    Norm,
     Op,
     Sinusoidal,
     Stack,
@@ -53,16 +54,17 @@ def build(
     start: int | None = 2,
     position: Learned | Sinusoidal | None = None,
     embed_norm: LayerNorm | None = NORM,
+    norm: Norm = NORM,
     norms: str = "post",
 ) -> ModelSpec:
-    """Return the spec of a BART of these dimensions; `scale` multiplies the token vectors, `norms` stand "pre" or
-    "post" of each sublayer."""
+    """Return the spec of a BART of these dimensions; `scale` multiplies the token vectors, `norms` of the kind `norm`
+    stand "pre" or "post" of each sublayer."""
     for count in (heads, decoder_heads or heads):
         if dim % count:
             raise ConfigError(f"{family}: dim={dim} must be a multiple of heads={count}")
 
     def sub(op: Op) -> Sub:
-        return Sub(op=op, pre=NORM) if norms == "pre" else Sub(op=op, post=NORM)
+        return Sub(op=op, pre=norm) if norms == "pre" else Sub(op=op, post=norm)
 
     def block(heads: int, hidden: int, *cross: Sub) -> Block:
         attention = Attention(heads=heads, kv_heads=heads, head_dim=dim // heads, bias="qkvo")
@@ -70,7 +72,7 @@ def build(
 
     n = decoder_heads or heads
     cross = sub(CrossAttention(heads=n, kv_heads=n, head_dim=dim // n, bias="qkvo"))
-    final_norm = NORM if norms == "pre" else None
+    final_norm = norm if norms == "pre" else None
     embed = Embed(position=position or Learned(length=context, offset=2), norm=embed_norm, scale=scale)
     return ModelSpec(
         name=name,
@@ -150,22 +152,28 @@ def write(spec: ModelSpec) -> dict[str, Any]:
 
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
+    assert spec.encoder is not None and spec.encoder_embed is not None
     yield Rule("embed.tokens.weight", ("model.shared.weight",))
-    for side, embed, stack in (("encoder", "encoder_embed", spec.encoder), ("decoder", "embed", spec.decoder)):
-        assert stack is not None
-        if not isinstance(spec.embed.position, Sinusoidal):
-            yield Rule(f"{embed}.positions.weight", (f"model.{side}.embed_positions.weight",))
-        if spec.embed.norm:
-            yield from affine(f"{embed}.norm", f"model.{side}.layernorm_embedding", bias=True)
-        for i, block in enumerate(stack.blocks):
-            for sub in block.subs:
-                ours, theirs = f"{side}.blocks.{i}.{sub.op.name}", f"model.{side}.layers.{i}"
-                norm, rules = _op(sub.op, f"{ours}.op", theirs, spec.dim)
-                yield from affine(f"{ours}.pre" if sub.pre else f"{ours}.post", f"{theirs}.{norm}", bias=True)
-                yield from rules
-        if stack.final_norm:
-            yield from affine(f"{side}.final_norm", f"model.{side}.layer_norm", bias=True)
+    yield from side_weights("encoder", spec.encoder_embed, spec.encoder, spec.dim)
+    yield from side_weights("decoder", spec.embed, spec.trunk, spec.dim)
     yield Rule("head.linear.bias", ("final_logits_bias",), (Row(),))
+
+
+def side_weights(side: str, embed: Embed, stack: Stack, dim: int, final_norm: str = "layer_norm") -> Iterator[Rule]:
+    """List the tensors of one side, whose last norm is published as `final_norm`."""
+    ours = "encoder_embed" if side == "encoder" else "embed"
+    if isinstance(embed.position, Learned):
+        yield Rule(f"{ours}.positions.weight", (f"model.{side}.embed_positions.weight",))
+    if embed.norm:
+        yield from affine(f"{ours}.norm", f"model.{side}.layernorm_embedding", bias=True)
+    for i, block in enumerate(stack.blocks):
+        for sub in block.subs:
+            ours, theirs = f"{side}.blocks.{i}.{sub.op.name}", f"model.{side}.layers.{i}"
+            norm, rules = _op(sub.op, f"{ours}.op", theirs, dim)
+            yield from affine(f"{ours}.pre" if sub.pre else f"{ours}.post", f"{theirs}.{norm}", bias=True)
+            yield from rules
+    if stack.final_norm:
+        yield from affine(f"{side}.final_norm", f"model.{side}.{final_norm}", bias=True)
 
 
 def _op(op: Op, ours: str, theirs: str, dim: int) -> tuple[str, list[Rule]]:

@@ -92,8 +92,9 @@ def build(
     )
 
 
-def read_encoder(reader: ConfigReader) -> dict[str, Any]:
-    """Read the dimensions that BERT's heirs name as it does, as arguments of `build`."""
+def read_encoder(reader: ConfigReader, *, eps: float = 1e-12, segments: int = 2) -> dict[str, Any]:
+    """Read the dimensions that BERT's heirs name as it does, as arguments of `build`; `eps` and `segments` are what
+    missing keys mean."""
     activation = reader.take("hidden_act", str, "gelu")
     reader.expect("position_embedding_type", "absolute")
     reader.expect("is_decoder", False)
@@ -106,8 +107,8 @@ def read_encoder(reader: ConfigReader) -> dict[str, Any]:
         "heads": reader.take("num_attention_heads", int),
         "hidden": reader.take("intermediate_size", int),
         "context": reader.take("max_position_embeddings", int),
-        "segments": reader.take("type_vocab_size", int, 2),
-        "eps": reader.take("layer_norm_eps", float, 1e-12),
+        "segments": reader.take("type_vocab_size", int, segments),
+        "eps": reader.take("layer_norm_eps", float, eps),
         "activation": ACTIVATIONS.get(activation, activation),
     }
 

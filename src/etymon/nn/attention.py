@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from etymon import spec
+from etymon.errors import DataError
 from etymon.nn.layout import Layout
 from etymon.nn.linear import Linear
 from etymon.nn.norm import build_norm
@@ -82,7 +83,7 @@ class CrossAttention(Mixer):
         self.op = op
         self.q = Linear(dim, (op.query_width,), bias="q" in op.bias)
         self.kv = Linear(dim, (op.kv_width, op.kv_width), bias="q" in op.bias)
-        self.out = Linear(op.query_width, (dim,), bias="o" in op.bias)
+        self.out = Linear(op.query_width, (dim,) * op.languages, bias="o" in op.bias)
 
     def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> SourceKeyValues:
         """Allocate keys and values for `rows` sources of up to `capacity` tokens."""
@@ -105,7 +106,12 @@ class CrossAttention(Mixer):
         else:
             assert cell is not None
             k_BGSD, v_BGSD = cell.keys[:, :, : source.keys], cell.values[:, :, : source.keys]
-        return self.out(attend(op, q_BTHD, k_BGSD, v_BGSD, source.mask, False))
+        y = self.out(attend(op, q_BTHD, k_BGSD, v_BGSD, source.mask, False))
+        if op.languages == 1:
+            return y
+        if layout.languages is None:
+            raise DataError("this model's cross-attention differs by language: pass decoder_langs")
+        return y.view(B, T, op.languages, -1).take_along_dim(layout.languages[:, :, None, None], 2).squeeze(2)
 
 
 def attend(

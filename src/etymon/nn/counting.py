@@ -31,7 +31,7 @@ def count(spec: ModelSpec) -> Count:
     with torch.device("meta"):
         ends = [Embed(spec.embed, spec.vocab, spec.dim), build_head(spec.head, spec.vocab, spec.width)]
         if spec.encoder_embed is not None:
-            ends.append(Embed(spec.encoder_embed, None, spec.dim))
+            ends.append(Embed(spec.encoder_embed, spec.encoder_embed.vocab, spec.dim))
     shared = spec.vocab * spec.embed.width(spec.dim) if spec.tied else 0
     stacks = [_stack(stack, spec.dim) for stack in spec.stacks]
     body = sum(total for total, _ in stacks)

@@ -62,6 +62,7 @@ class Layout:
         self.columns: int | Tensor = 0
         self.source: Source | None = None
         self.chosen: Chosen | None = None
+        self.languages: Tensor | None = None  # [batch, time], where operators differ by language
         self.bias: Tensor | None = None  # added to the scores of every self-attention, [batch or 1, heads, time, keys]
         self._masks: dict[tuple[spec.Visibility, int | None], tuple[Tensor | None, bool]] = {}
         self._biases: dict[tuple[spec.Visibility, int | None, spec.ALiBi, int, torch.dtype], Tensor] = {}

@@ -47,7 +47,8 @@ class Model(nn.Module):
         super().__init__()
         self.spec = spec
         self.embed = Embed(spec.embed, spec.vocab, spec.dim)
-        self.encoder_embed = None if spec.encoder_embed is None else Embed(spec.encoder_embed, None, spec.dim)
+        source = spec.encoder_embed
+        self.encoder_embed = None if source is None else Embed(source, source.vocab, spec.dim)
         self.encoder = None if spec.encoder is None else Stack(spec.encoder, spec.dim)
         self.decoder = None if spec.decoder is None else Stack(spec.decoder, spec.dim)
         self.head = build_head(spec.head, spec.vocab, spec.width)
@@ -83,6 +84,7 @@ class Model(nn.Module):
         decoder_attention_mask: Tensor | None = None,
         decoder_position_ids: Tensor | None = None,
         decoder_inputs_embeds: Tensor | None = None,
+        decoder_langs: Tensor | None = None,
         encoder_outputs: Any = None,
         labels: Tensor | None = None,
         documents: Tensor | None = None,
@@ -126,7 +128,8 @@ class Model(nn.Module):
                 decoder_documents, state, "decoder_",
             )  # fmt: skip
             layout.source = _source(encoded, attention_mask, documents, decoder_documents, state, layout.device)
-            ids, embeds, kinds, trunk = decoder_input_ids, decoder_inputs_embeds, {}, self.decoder
+            layout.languages, kinds = decoder_langs, {"langs": decoder_langs}
+            ids, embeds, trunk = decoder_input_ids, decoder_inputs_embeds, self.decoder
         else:
             encoded = Output(None)
             layout = _layout(input_ids, inputs_embeds, attention_mask, position_ids, documents, state)
@@ -179,7 +182,7 @@ class Model(nn.Module):
         trace: list[Tensor] | None = [] if output_hidden_states else None
         embed = self.embed if self.encoder_embed is None else self.encoder_embed
         kinds = {"token_type_ids": token_type_ids, "task_type_ids": task_type_ids, "langs": langs}
-        x = embed(input_ids, inputs_embeds, layout, kinds, self.embed.tokens)
+        x = embed(input_ids, inputs_embeds, layout, kinds, getattr(embed, "tokens", self.embed.tokens))
         x = self.encoder(x, layout, None, trace)
         return Output(last_hidden_state=x, hidden_states=None if trace is None else tuple(trace))
 

@@ -52,10 +52,22 @@ class _RMSNorm(torch.autograd.Function):
         return dx, d_weight, None
 
 
+class CentredRMSNorm(nn.LayerNorm):
+    """(x - mean(x)) / rms(x) * weight + bias over the last dimension, computed in fp32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` [..., width]."""
+        full = x.float()
+        y = (full - full.mean(-1, keepdim=True)) * (full.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        return y.to(x.dtype) * self.weight + self.bias
+
+
 def build_norm(norm: spec.Norm | None, width: int) -> nn.Module | None:
     """Build the module of `norm` at this width; None stands for the identity."""
     if norm is None:
         return None
+    if isinstance(norm, spec.CentredRMSNorm):
+        return CentredRMSNorm(width, eps=norm.eps)
     if isinstance(norm, spec.LayerNorm):
         return nn.LayerNorm(width, eps=norm.eps, elementwise_affine=norm.scale, bias=norm.bias)
     return RMSNorm(width, norm.eps, norm.offset)
