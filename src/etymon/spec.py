@@ -273,7 +273,7 @@ class GlobalLocalAttention:
             raise ConfigError(f"attention: heads, head_dim and reach={self.reach} must be at least 1")
 
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "relu2", "silu", "tanh")
+ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "tanh")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,12 +291,15 @@ class Dense:
 
 @dataclass(frozen=True, kw_only=True)
 class Gated:
-    """The gated feed-forward layer (Shazeer 2020, arXiv:2002.05202), down(act(gate(x)) * up(x))."""
+    """The gated feed-forward layer (Shazeer 2020, arXiv:2002.05202), down(act(gate(x)) * (offset + up(x))). `limit`
+    bounds the gate from above and the other factor, before the offset, on both sides."""
 
     name: ClassVar[str] = "ffn"
     hidden: int
     activation: str
     bias: bool = False
+    limit: float | None = None
+    offset: float = 0.0
 
     def __post_init__(self) -> None:
         _check_activation(self.activation)
@@ -308,12 +311,64 @@ def _check_activation(name: str, known: tuple[str, ...] = ACTIVATIONS) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Experts stand in `count` equal groups; a token may choose in the `keep` best of them only, each as good as the
+    sum of its `best` highest scores (DeepSeek-AI 2024, arXiv:2405.04434, arXiv:2412.19437)."""
+
+    count: int
+    keep: int
+    best: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seats:
+    """An expert takes `tokens` of each sequence at most; whoever comes later is dropped, first choices coming first."""
+
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CapacityFactor:
+    """An expert takes at most `factor` times what it would of each sequence if all took the same (Lepikhin et al. 2020,
+    arXiv:2006.16668)."""
+
+    factor: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class TopK:
-    """Each token goes to the `k` experts of highest probability under a softmax over all of them, weighted by those
-    probabilities, which `renormalise` makes sum to one (Shazeer et al. 2017, arXiv:1701.06538)."""
+    """Each token goes to the `k` experts of highest score, weighted by `scale` times these scores, which `renormalise`
+    makes sum to one (Shazeer et al. 2017, arXiv:1701.06538).
+
+    `scores` are a "softmax" over all experts or the "sigmoid" of each. A `bias` is added to the router's product; a
+    `correction` per expert to the scores where experts are chosen, not where they are weighted (Wang et al. 2024,
+    arXiv:2408.15664). Without a `capacity` no token is dropped.
+    """
 
     k: int
     renormalise: bool = True
+    scores: str = "softmax"
+    scale: float = 1.0
+    bias: bool = False
+    correction: bool = False
+    groups: Groups | None = None
+    capacity: Seats | CapacityFactor | None = None
+
+    def __post_init__(self) -> None:
+        _check_activation(self.scores, ("softmax", "sigmoid"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertChoice:
+    """Each expert takes the tokens of each sequence whose softmax scores for it are highest, as many as give a token
+    `k` experts on average (Zhou et al. 2022, arXiv:2202.09368). A token's experts depend on those after it."""
+
+    k: int
+    bias: ClassVar[bool] = False
+    correction: ClassVar[bool] = False
+
+
+Router = TopK | ExpertChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,19 +381,24 @@ class Shared:
 
 @dataclass(frozen=True, kw_only=True)
 class MoE:
-    """A mixture of `experts` equal feed-forward layers without biases, to which a linear `router` sends each token."""
+    """A mixture of `experts` equal feed-forward layers, among which a linear `router` divides the tokens."""
 
     name: ClassVar[str] = "ffn"
     experts: int
     expert: Dense | Gated
-    router: TopK
+    router: Router
     shared: Shared | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.router.k <= self.experts:
-            raise ConfigError(f"mixture: k={self.router.k} must lie between 1 and experts={self.experts}")
-        if self.expert.bias:
-            raise ConfigError("mixture: experts have no biases; set bias=False")
+        open_to_a_token = self.experts
+        if isinstance(self.router, TopK) and (groups := self.router.groups) is not None:
+            if not 1 <= groups.keep <= groups.count or self.experts % groups.count:
+                raise ConfigError(f"mixture: experts={self.experts} cannot stand in {groups}")
+            open_to_a_token = self.experts // groups.count * groups.keep
+            if not 1 <= groups.best <= self.experts // groups.count:
+                raise ConfigError(f"mixture: a group of experts={self.experts} in {groups} has no {groups.best} best")
+        if not 1 <= self.router.k <= open_to_a_token:
+            raise ConfigError(f"mixture: k={self.router.k} must lie between 1 and experts={open_to_a_token}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,17 +49,17 @@ def _rules(
     ours: str, names: tuple[str, ...], slot: Slot, ops: tuple[Operation, ...], block: Block | None
 ) -> Iterator[Rule]:
     kinds, parts = slot
-    if kinds == ("",):  # stacked experts
+    if any("{expert}" in name for name in names):
         assert block is not None
         (count,) = (sub.op.experts for sub in block.subs if isinstance(sub.op, MoE))
-        published = tuple(f"{name.format(expert=e)}.weight" for e in range(count) for name in names)
-        yield Rule(ours, published, (StackExperts(count, parts), *ops))
-        return
-    if len(names) > 1:
+        names = tuple(name.format(expert=e) for e in range(count) for name in names)
+        ops = (StackExperts(count, parts), *ops)
+    elif len(names) > 1:
         ops = (Concat(parts), *ops)
     for kind in kinds:
         used = ops if kind == "weight" else tuple(op for op in ops if not isinstance(op, Transpose))
-        yield Rule(f"{ours}.{kind}", tuple(f"{name}.{kind}" for name in names), used)
+        dot = f".{kind}" if kind else ""
+        yield Rule(f"{ours}{dot}", tuple(f"{name}{dot}" for name in names), used)
 
 
 def _norm(slot: str, norm: Norm | None) -> dict[str, Slot]:
@@ -103,10 +103,12 @@ def _inner(block: Block) -> dict[str, Slot]:
             case Dense() | Gated():
                 slots |= _feed_forward("ffn.op", op)
             case MoE():
-                slots["ffn.op.router"] = (("weight",), ())
+                slots["ffn.op.router"] = (_affine(op.router.bias), ())
+                if op.router.correction:
+                    slots["ffn.op.router.correction"] = (("",), ())
                 parts = (op.expert.hidden,) * (2 if isinstance(op.expert, Gated) else 1)
-                slots["ffn.op.experts.up"] = (("",), parts)
-                slots["ffn.op.experts.down"] = (("",), ())
+                slots["ffn.op.experts.up"] = (_affine(op.expert.bias), parts)
+                slots["ffn.op.experts.down"] = (_affine(op.expert.bias), ())
                 if op.shared is not None:
                     slots |= _feed_forward("ffn.op.shared", op.shared.op)
                     if op.shared.gated:

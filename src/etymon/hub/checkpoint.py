@@ -95,7 +95,7 @@ def _fill(
             raise CheckpointError(
                 f"{directory}: {name} has shape {list(tensor.shape)}, the config says {list(shapes[name])}"
             )
-        target = dtype if tensor.is_floating_point() and not name.endswith(".scale") else None
+        target = dtype if tensor.is_floating_point() and not name.endswith((".scale", ".correction")) else None
         loaded[name] = _aligned(tensor.to(device=device, dtype=target))
     model.load_state_dict(loaded, strict=False, assign=True)
     model.tie()

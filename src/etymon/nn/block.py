@@ -12,7 +12,7 @@ from etymon.nn.attention import Attention, CrossAttention
 from etymon.nn.ffn import Dense, Gated
 from etymon.nn.layout import Layout
 from etymon.nn.linear import Linear
-from etymon.nn.moe import MoE
+from etymon.nn.moe import ExpertLinear, MoE
 from etymon.nn.norm import build_norm
 from etymon.nn.recurrent import Recurrence
 from etymon.nn.scores import BucketBias
@@ -71,9 +71,7 @@ class Sub(nn.Module):
             return
         for module in self.op.modules():
             output = getattr(module, "out" if self.mixes else "down", None)
-            if isinstance(output, nn.Parameter):
-                yield output
-            elif isinstance(output, Linear):
+            if isinstance(output, Linear | ExpertLinear):
                 yield output.weight
 
     def forward(self, x: Tensor, layout: Layout, cells: Iterator[Cell] | None) -> Tensor:

@@ -19,10 +19,16 @@ def relu2(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
+def quick_gelu(x: Tensor) -> Tensor:
+    """An approximation of GELU, x * sigmoid(1.702 x) (Hendrycks & Gimpel 2016, arXiv:1606.08415)."""
+    return x * torch.sigmoid(1.702 * x)
+
+
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": F.gelu,
     "gelu_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": quick_gelu,
     "relu": F.relu,
     "relu2": relu2,
     "silu": F.silu,
@@ -45,25 +51,32 @@ class Dense(nn.Module):
 
 
 class Gated(nn.Module):
-    """down(act(gate(x)) * up(x)), with gate and up fused in that order."""
+    """down(act(gate(x)) * (offset + up(x))), with gate and up fused in that order."""
 
     def __init__(self, op: spec.Gated, dim: int) -> None:
         super().__init__()
+        self.op = op
         self.gate_up = Linear(dim, (op.hidden, op.hidden), bias=op.bias)
         self.down = Linear(op.hidden, (dim,), bias=op.bias)
-        self.activation = ACTIVATIONS[op.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to `x` [..., dim]."""
-        return self.down(gated(self.gate_up(x), self.activation))
+        return self.down(activated(self.op, self.gate_up(x)))
 
 
-def gated(gate_up: Tensor, activation: Activation) -> Tensor:
-    """act(gate) * up of the two halves of `gate_up` [..., 2 * hidden]."""
-    if gate_up.requires_grad and activation is F.silu and not torch.compiler.is_compiling():
-        return _SwiGLU.apply(gate_up)
-    gate, up = gate_up.chunk(2, -1)
-    return activation(gate) * up
+def activated(op: spec.Dense | spec.Gated, h: Tensor) -> Tensor:
+    """Return what is between the matrices, [..., hidden], from `h` [..., hidden], or where it is gated from gate and up
+    side by side, [..., 2 * hidden]."""
+    activation = ACTIVATIONS[op.activation]
+    if isinstance(op, spec.Dense):
+        return activation(h)
+    plain = op.limit is None and not op.offset
+    if plain and h.requires_grad and activation is F.silu and not torch.compiler.is_compiling():
+        return _SwiGLU.apply(h)
+    gate, up = h.chunk(2, -1)
+    if op.limit is not None:
+        gate, up = gate.clamp(max=op.limit), up.clamp(-op.limit, op.limit)
+    return activation(gate) * (up + op.offset if op.offset else up)
 
 
 class _SwiGLU(torch.autograd.Function):

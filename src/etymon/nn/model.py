@@ -17,7 +17,7 @@ from etymon.nn.embed import Embed
 from etymon.nn.head import IGNORE, Pooler, build_head
 from etymon.nn.layout import Layout, Source
 from etymon.nn.linear import Linear
-from etymon.nn.moe import Experts, MoE
+from etymon.nn.moe import ExpertLinear, MoE, Router, balance_loss, z_loss
 from etymon.nn.norm import RMSNorm
 from etymon.nn.sliding import GlobalLocalAttention
 from etymon.nn.state import Cell, Mixer, State
@@ -247,12 +247,21 @@ class Model(nn.Module):
             if isinstance(module, MoE):
                 yield name, module
 
-    def matrices(self) -> Iterator[tuple[str, Linear]]:
-        """Yield the linear layers of the stacks with their names: what quantisers, adapters and Muon work on."""
+    def penalties(self) -> dict[str, Tensor]:
+        """Return by name what training may add to its loss, of the last call: how unevenly the routers use the experts,
+        and how large their logits are. Empty for a model without a mixture of experts."""
+        found = [(moe.op.router.k, moe.logits) for _, moe in self.mixtures() if moe.logits is not None]
+        if not found:
+            return {}
+        logits = [said for _, said in found]
+        return {"balance": balance_loss(logits, found[0][0]), "router_z": z_loss(logits)}
+
+    def matrices(self) -> Iterator[tuple[str, Linear | ExpertLinear]]:
+        """Yield the linear layers of the stacks with their names, those of experts stacked: what Muon works on."""
         for prefix, stack in (("encoder", self.encoder), ("decoder", self.decoder)):
             if stack is not None:
                 for name, module in stack.named_modules(prefix=prefix):
-                    if isinstance(module, Linear):
+                    if isinstance(module, Linear | ExpertLinear):
                         yield name, module
 
 
@@ -360,9 +369,11 @@ def initialise(model: Model, seed: int) -> None:
                 module.weight.fill_(1.0 - module.offset if isinstance(module, RMSNorm) else 1.0)
             if isinstance(module, nn.LayerNorm) and module.bias is not None:
                 module.bias.zero_()
-        elif isinstance(module, Experts):
-            for weight in (module.up, module.down):
-                normal(weight, (3 * weight.shape[2]) ** -0.5)
+        elif isinstance(module, ExpertLinear | Router):
+            normal(module.weight, (3 * module.weight.shape[-1]) ** -0.5)
+            for offsets in (module.bias, getattr(module, "correction", None)):
+                if offsets is not None:
+                    offsets.zero_()
         elif isinstance(module, Sub):
             outputs.extend(module.outputs)
     for output in outputs:

@@ -1,8 +1,9 @@
-"""Mixtures of experts: a router sends each token to a few of many feed-forward layers."""
+"""Mixtures of experts: a router divides the tokens among many feed-forward layers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,30 +11,63 @@ from torch import Tensor, nn
 
 from etymon import spec
 from etymon.nn import gemm
-from etymon.nn.ffn import ACTIVATIONS, Dense, Gated, gated
+from etymon.nn.ffn import Dense, Gated, activated
 from etymon.nn.linear import Linear
+
+Chosen = tuple[Tensor, Tensor, Tensor]  # token, expert and weight [pairs] of every pair of them that meets
+
+
+class ExpertLinear(nn.Module):
+    """The linear layers of all experts: `weight` [experts, out, in], `bias` [experts, out]; `parts` as in `Linear`."""
+
+    def __init__(self, experts: int, in_features: int, parts: tuple[int, ...], bias: bool) -> None:
+        super().__init__()
+        self.parts = parts
+        self.weight = nn.Parameter(torch.empty(experts, sum(parts), in_features))
+        self.bias = nn.Parameter(torch.zeros(experts, sum(parts))) if bias else None
+
+    def forward(self, x: Tensor, expert: int) -> Tensor:
+        """Apply the layer of one expert to `x` [rows, in]."""
+        return gemm.linear(x, self.weight[expert], None if self.bias is None else self.bias[expert])
 
 
 class Experts(nn.Module):
-    """Equal feed-forward layers, whose matrices are stacked: `up` [experts, hidden or 2 * hidden, dim] (gate above up
-    where the expert is gated) and `down` [experts, dim, hidden]."""
+    """Equal feed-forward layers; `up` holds the gates above the other factors where they are gated."""
 
-    def __init__(self, expert: spec.Dense | spec.Gated, count: int, dim: int) -> None:
+    def __init__(self, op: spec.Dense | spec.Gated, count: int, dim: int) -> None:
         super().__init__()
-        self.gated = isinstance(expert, spec.Gated)
-        self.activation = ACTIVATIONS[expert.activation]
-        self.up = nn.Parameter(torch.empty(count, expert.hidden * (2 if self.gated else 1), dim))
-        self.down = nn.Parameter(torch.empty(count, dim, expert.hidden))
+        self.op = op
+        self.up = ExpertLinear(count, dim, (op.hidden,) * (2 if isinstance(op, spec.Gated) else 1), op.bias)
+        self.down = ExpertLinear(count, op.hidden, (dim,), op.bias)
 
-    def forward(self, x: Tensor, counts: list[int]) -> Tensor:
+    def forward(self, x: Tensor, counts: Sequence[int]) -> Tensor:
         """Apply to `x` [rows, dim], whose rows are ordered by expert, `counts` of them for each."""
-        results = []
-        for expert, rows in enumerate(x.split(counts)):
-            if len(rows):
-                h = gemm.linear(rows, self.up[expert])
-                h = gated(h, self.activation) if self.gated else self.activation(h)
-                results.append(gemm.linear(h, self.down[expert]))
-        return torch.cat(results)
+        results, start = [], 0
+        for expert, rows in enumerate(counts):
+            if rows:
+                h = activated(self.op, self.up(x[start : start + rows], expert))
+                results.append(self.down(h, expert))
+                start += rows
+        return torch.cat(results) if results else x
+
+
+class Router(nn.Module):
+    """Logits of every expert, in fp32 whatever the model's precision: a rounded one would choose another expert. The
+    `correction` is no parameter: whoever trains moves it by the experts' load."""
+
+    correction: Tensor | None
+
+    def __init__(self, op: spec.Router, experts: int, dim: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(experts, dim))
+        self.bias = nn.Parameter(torch.zeros(experts)) if op.bias else None
+        self.register_buffer("correction", torch.zeros(experts) if op.correction else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits [..., experts] for `x` [..., dim]."""
+        with torch.autocast(x.device.type, enabled=False):
+            bias = None if self.bias is None else self.bias.float()
+            return gemm.linear(x.float(), self.weight.float(), bias)
 
 
 class MoE(nn.Module):
@@ -46,7 +80,7 @@ class MoE(nn.Module):
     def __init__(self, op: spec.MoE, dim: int) -> None:
         super().__init__()
         self.op = op
-        self.router = Linear(dim, (op.experts,), bias=False)
+        self.router = Router(op.router, op.experts, dim)
         self.experts = Experts(op.expert, op.experts, dim)
         self.shared: Dense | Gated | None = None
         self.shared_gate: Linear | None = None
@@ -64,35 +98,87 @@ class MoE(nn.Module):
         return experts // self.op.experts * (self.op.experts - self.op.router.k)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Apply to `x` [..., dim]."""
-        rows = x.reshape(-1, x.shape[-1])
-        logits = self.router(rows).float()
-        self.logits = logits if self.training else None
-        weights, chosen = route(self.op.router, logits)
-        k = chosen.shape[1]
-        order = chosen.flatten().argsort(stable=True)  # pairs of token and expert, by expert
-        self.load = torch.bincount(chosen.flatten(), minlength=self.op.experts)
-        results = self.experts(rows[order // k], self.load.tolist())
-        results = results * weights.flatten()[order, None].to(results.dtype)
-        y = torch.zeros_like(rows, dtype=results.dtype).index_add(0, order // k, results)
+        """Apply to `x` [batch, time, dim]."""
+        rows = x.flatten(0, -2)
+        logits = self.router(x)
+        self.logits = logits.flatten(0, -2) if self.training else None
+        router = self.op.router
+        if isinstance(router, spec.TopK):
+            token, expert, weight = top_k(router, logits, self.router.correction)
+        else:
+            token, expert, weight = expert_choice(router, logits)
+        order = expert.argsort(stable=True)
+        token = token[order]
+        self.load = torch.bincount(expert, minlength=self.op.experts)
+        results = self.experts(rows[token], self.load.tolist())
+        results = results * weight[order, None].to(results.dtype)
+        y = torch.zeros_like(rows, dtype=results.dtype).index_add(0, token, results)
         if self.shared is not None:
             extra = self.shared(rows)
             y = y + (extra if self.shared_gate is None else torch.sigmoid(self.shared_gate(rows)) * extra)
         return y.view(x.shape)
 
 
-def route(router: spec.TopK, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Return weights and indices of the chosen experts, each [tokens, k], for fp32 `logits` [tokens, experts]."""
-    weights, chosen = logits.softmax(-1).topk(router.k, -1)
+def top_k(router: spec.TopK, logits: Tensor, correction: Tensor | None = None) -> Chosen:
+    """Let every token choose, by fp32 `logits` [batch, time, experts]."""
+    scores = logits.softmax(-1) if router.scores == "softmax" else logits.sigmoid()
+    wanted = scores if correction is None else scores + correction
+    if router.groups is not None:
+        wanted = _within_groups(router.groups, wanted)
+    chosen = wanted.topk(router.k, -1).indices
+    weights = scores.gather(-1, chosen)
     if router.renormalise:
         weights = weights / weights.sum(-1, keepdim=True)
-    return weights, chosen
+    if router.scale != 1.0:
+        weights = weights * router.scale
+    token = torch.arange(chosen[..., 0].numel(), device=chosen.device).repeat_interleave(router.k)
+    if router.capacity is None:
+        return token, chosen.flatten(), weights.flatten()
+    seated = _seated(router, chosen, logits.shape[-1]).flatten()
+    return token[seated], chosen.flatten()[seated], weights.flatten()[seated]
 
 
-def balance_loss(logits: Iterable[Tensor], k: int) -> Tensor:
+def _within_groups(groups: spec.Groups, wanted: Tensor) -> Tensor:
+    """Return the scores `wanted` [..., experts], -inf outside the best groups."""
+    by_group = wanted.unflatten(-1, (groups.count, -1))
+    worth = by_group.topk(groups.best, -1).values.sum(-1)
+    kept = torch.zeros_like(worth, dtype=torch.bool).scatter(-1, worth.topk(groups.keep, -1).indices, True)
+    return by_group.masked_fill(~kept[..., None], -torch.inf).flatten(-2)
+
+
+def _seated(router: spec.TopK, chosen: Tensor, experts: int) -> Tensor:
+    """Return which of the choices [batch, time, k] their experts have room for."""
+    time, k = chosen.shape[1:]
+    if isinstance(router.capacity, spec.CapacityFactor):
+        seats = math.ceil(router.capacity.factor * k * time / experts)
+    else:
+        assert router.capacity is not None
+        seats = router.capacity.tokens
+    queue = chosen.mT.flatten(1)  # all first choices before the second ones
+    place = F.one_hot(queue, experts).cumsum(1).gather(2, queue[..., None])
+    return (place <= seats).view(-1, k, time).mT
+
+
+def expert_choice(router: spec.ExpertChoice, logits: Tensor) -> Chosen:
+    """Let every expert choose, by fp32 `logits` [batch, time, experts]."""
+    batch, time, experts = logits.shape
+    seats = min(time, math.ceil(router.k * time / experts))
+    weights, chosen = logits.softmax(-1).topk(seats, 1)  # each [batch, seats, experts]
+    token = chosen + torch.arange(batch, device=chosen.device)[:, None, None] * time
+    expert = torch.arange(experts, device=chosen.device).expand_as(chosen)
+    return token.flatten(), expert.flatten(), weights.flatten()
+
+
+def balance_loss(logits: Sequence[Tensor], k: int) -> Tensor:
     """Return experts * sum over experts of (share of the choices) * (mean probability), over the `logits`
     [tokens, experts] of all layers together (Fedus et al. 2021, arXiv:2101.03961, eq. 4): k when perfectly balanced."""
     probabilities = torch.cat(list(logits)).softmax(-1)
     experts = probabilities.shape[1]
     chosen = F.one_hot(probabilities.topk(k, -1).indices, experts).sum(1).float().mean(0)
     return experts * (chosen * probabilities.mean(0)).sum()
+
+
+def z_loss(logits: Sequence[Tensor]) -> Tensor:
+    """Return the mean squared logarithm of the router's partition function, which keeps its `logits` [tokens, experts]
+    small (Zoph et al. 2022, arXiv:2202.08906, eq. 5)."""
+    return torch.cat(list(logits)).logsumexp(-1).square().mean()

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from etymon.errors import ConfigError
-from etymon.nn import Linear, Model
+from etymon.nn import ExpertLinear, Linear, Model
 
 # Measured on one Zen 5 core (AVX512-BF16, weights in the last cache), microseconds for [rows, 768] x [768, 3072]:
 #            fp32 (oneDNN)   int8 kernel   dequantised to bf16
@@ -81,17 +81,52 @@ class Int8Linear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
 
 
+class Int8ExpertLinear(nn.Module):
+    """The linear layers of all experts with int8 `weight` [experts, out, in] and fp32 `scale` [experts, out]."""
+
+    weight: Tensor
+    scale: Tensor
+    bias: nn.Parameter | None
+
+    def __init__(self, shape: torch.Size, parts: tuple[int, ...], bias: bool) -> None:
+        super().__init__()
+        self.parts = parts
+        self.register_buffer("weight", torch.zeros(shape, dtype=torch.int8))
+        self.register_buffer("scale", torch.ones(shape[:2], dtype=torch.float32))
+        self.bias = nn.Parameter(torch.zeros(shape[:2])) if bias else None
+
+    @classmethod
+    def like(cls, linear: ExpertLinear) -> Int8ExpertLinear:
+        """Return layers of the same shape, on the same device, that hold no weights yet."""
+        with torch.device(linear.weight.device):
+            return cls(linear.weight.shape, linear.parts, linear.bias is not None)
+
+    @classmethod
+    def quantized(cls, linear: ExpertLinear) -> Int8ExpertLinear:
+        """Return `linear` with its weights quantised."""
+        result = cls.like(linear)
+        result.weight, result.scale = quantize_rows(linear.weight.detach())
+        result.bias = linear.bias
+        return result
+
+    def forward(self, x: Tensor, expert: int) -> Tensor:
+        """Apply the layer of one expert to `x` [rows, in]."""
+        y = _product(x, self.weight[expert], self.scale[expert])
+        return (y if self.bias is None else y + self.bias[expert]).to(x.dtype)
+
+
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return int8 rows [out, in] and fp32 scales [out] of `weight` [out, in]; |weight - scale * q| <= scale / 2.
+    """Return int8 rows [..., out, in] and fp32 scales [..., out] of `weight` [..., out, in];
+    |weight - scale * q| <= scale / 2.
 
     Raises ConfigError if a weight is not finite.
     """
     weight = weight.float()
-    peak = weight.abs().amax(1)
+    peak = weight.abs().amax(-1)
     if not bool(peak.isfinite().all()):
         raise ConfigError("int8: the model has weights that are not finite numbers; it cannot be quantised")
     scale = torch.where(peak > 0, peak / 127, 1.0)
-    return (weight / scale[:, None]).round_().clamp_(-127, 127).to(torch.int8), scale
+    return (weight / scale[..., None]).round_().clamp_(-127, 127).to(torch.int8), scale
 
 
 def _product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
@@ -122,32 +157,41 @@ def _fast_bf16() -> bool:
     return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
-def _replace(model: Model, make: Callable[[Linear], Int8Linear]) -> Model:
+def _empty(layer: Linear | ExpertLinear) -> nn.Module:
+    return Int8Linear.like(layer) if isinstance(layer, Linear) else Int8ExpertLinear.like(layer)
+
+
+def _quantized(layer: Linear | ExpertLinear) -> nn.Module:
+    return Int8Linear.quantized(layer) if isinstance(layer, Linear) else Int8ExpertLinear.quantized(layer)
+
+
+def _replace(model: Model, make: Callable[[Linear | ExpertLinear], nn.Module]) -> Model:
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, Linear):
+            if isinstance(child, Linear | ExpertLinear):
                 setattr(parent, name, make(child))
     return model
 
 
 def quantize_int8(model: Model) -> Model:
-    """Quantise every linear layer of `model`, head included, in place, and return it.
+    """Quantise every linear layer of `model`, those of experts and the head included, in place, and return it. Routers
+    stay as they are: they are small, and a rounded one would choose other experts.
 
     Raises ConfigError for a model that is quantised already or has weights that are not finite.
     """
     if is_quantized(model):
         raise ConfigError("int8: the model is quantised already")
-    return _replace(model, Int8Linear.quantized)
+    return _replace(model, _quantized)
 
 
 def apply_int8(model: Model) -> Model:
     """Put empty int8 layers in place of the linear ones (on any device, "meta" too), to load a quantised state dict."""
-    return model if is_quantized(model) else _replace(model, Int8Linear.like)
+    return model if is_quantized(model) else _replace(model, _empty)
 
 
 def is_quantized(model: Model) -> bool:
     """Return whether the model's matrices are int8."""
-    return any(isinstance(module, Int8Linear) for module in model.modules())
+    return any(isinstance(module, Int8Linear | Int8ExpertLinear) for module in model.modules())
 
 
 def weight_bytes(model: Model) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from etymon.config import Config
 from etymon.errors import CheckpointError
-from etymon.nn import Model
+from etymon.nn import ExpertLinear, Model
 
 Coefficients = Sequence[tuple[float, float, float]]
 
@@ -64,11 +64,11 @@ OptimizerConfig = Annotated[AdamWConfig | MuonConfig, Field(discriminator="kind"
 class Muon(torch.optim.Optimizer):
     """Momentum whose every update is replaced by its nearest orthogonal matrix.
 
-    `matrices` pairs each 2-D parameter with the row counts of the separate projections fused in it (q, k, v), which
-    are orthogonalised apart. An update of a part with r rows and c columns is scaled by max(1, r / c) ** 0.5: it moves
-    the layer's output by about lr whatever the shape, so that one rate serves every width (Bernstein 2025,
-    https://jeremybernste.in/writing/deriving-muon). `dtype` is that of the Newton-Schulz products: bf16 where it is
-    fast.
+    `matrices` pairs each parameter [..., rows, columns] with the row counts of the separate projections fused in it
+    (q, k, v), which are orthogonalised apart, as are the matrices of a stack (experts). An update of a part with r rows
+    and c columns is scaled by max(1, r / c) ** 0.5: it moves the layer's output by about lr whatever the shape, so that
+    one rate serves every width (Bernstein 2025, https://jeremybernste.in/writing/deriving-muon). `dtype` is that of the
+    Newton-Schulz products: bf16 where it is fast.
     """
 
     def __init__(
@@ -85,8 +85,8 @@ class Muon(torch.optim.Optimizer):
         defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
         super().__init__([{"params": [p for p, _ in matrices]}], defaults)
         for p, parts in matrices:
-            assert p.ndim == 2, "Muon is for matrices"
-            assert sum(parts) == p.shape[0], "the parts must cover the rows"
+            assert p.ndim >= 2, "Muon is for matrices"
+            assert sum(parts) == p.shape[-2], "the parts must cover the rows"
         self.parts: dict[Tensor, tuple[int, ...]] = dict(matrices)
         self.coefficients = coefficients
         self.dtype = dtype
@@ -112,12 +112,15 @@ class Muon(torch.optim.Optimizer):
         # products of stacked equal shapes keep the cores busy where those of single small matrices do not
         stacks: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = {}
         for p, update in zip(params, updates, strict=True):
-            for target, part in zip(p.split(self.parts[p]), update.split(self.parts[p]), strict=True):
-                stacks.setdefault(tuple(part.shape), []).append((target, part))
+            for target, part in zip(p.split(self.parts[p], -2), update.split(self.parts[p], -2), strict=True):
+                stacks.setdefault(tuple(part.shape[-2:]), []).append((target, part))
         for (rows, columns), pairs in stacks.items():
-            moved = orthogonalize(torch.stack([part for _, part in pairs]), self.coefficients, self.dtype)
+            stacked = torch.cat([part.reshape(-1, rows, columns) for _, part in pairs])
+            moved = orthogonalize(stacked, self.coefficients, self.dtype).to(params[0].dtype)
             scale = -lr * max(1.0, rows / columns) ** 0.5
-            torch._foreach_add_([target for target, _ in pairs], list(moved.to(params[0].dtype).unbind()), alpha=scale)
+            each = moved.split([part.numel() // (rows * columns) for _, part in pairs])
+            targets = [target for target, _ in pairs]
+            torch._foreach_add_(targets, [m.view(t.shape) for t, m in zip(targets, each, strict=True)], alpha=scale)
 
 
 def orthogonalize(matrices: Tensor, coefficients: Coefficients, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -155,7 +158,7 @@ def build_optimizers(
             )
             optimizers.append(muon)
         config = config.adamw
-    matrices = {m.weight for m in model.modules() if isinstance(m, nn.Linear)} - embeddings
+    matrices = {m.weight for m in model.modules() if isinstance(m, nn.Linear | ExpertLinear)} - embeddings
     decayed = [p for p in rest if p in matrices]
     plain = [p for p in rest if p not in matrices]
     groups = [
