@@ -214,9 +214,15 @@ def test_half_precision(pair: Any, dtype: torch.dtype, tmp_path: Path) -> None:
     full, _ = etymon.load(tmp_path, dtype=torch.float32)
     assert relative(full(tokens(2, 20)).logits, exact) < TOLERANCE
     # within the rounding of the dtype itself: both are as far from fp32 as each other
-    own_error = relative(ours(tokens(2, 20)).logits.float(), exact)
-    their_error = relative(theirs(tokens(2, 20)).logits.float(), exact)
+    own_error = rounding(ours(tokens(2, 20)).logits.float(), exact, ours)
+    their_error = rounding(theirs(tokens(2, 20)).logits.float(), exact, ours)
     assert own_error < 2 * their_error + torch.finfo(dtype).eps
+
+
+def rounding(rounded: Tensor, exact: Tensor, model: Any) -> float:
+    """The worst error of all positions; of a mixture that of the median one, as others choose other experts."""
+    errors = (rounded - exact).detach().abs().amax(-1).flatten() / exact.abs().max()
+    return float(errors.median() if any(model.mixtures()) else errors.max())
 
 
 def test_greedy_generation_is_the_reference_s(pair: Any) -> None:

@@ -11,9 +11,9 @@ import etymon
 from etymon.engine import Engine, Request, Sampling
 from etymon.errors import CheckpointError, ConfigError
 from etymon.families import family_named
-from etymon.nn import IGNORE, Model, build
+from etymon.nn import IGNORE, ExpertLinear, Model, build
 from etymon.quant import Int8Linear, apply_int8, drift, is_quantized, quantization_of, quantize_int8, weight_bytes
-from etymon.quant.int8 import KERNEL_ROWS, _product, quantize_rows
+from etymon.quant.int8 import KERNEL_ROWS, Int8ExpertLinear, _product, quantize_rows
 
 
 def random_model(family: str, **dimensions: object) -> Model:
@@ -26,7 +26,9 @@ def random_model(family: str, **dimensions: object) -> Model:
     return model.eval()
 
 
-@pytest.fixture(params=[("llama", {}), ("llama", {"tied": True}), ("gpt2", {})], ids=str)
+@pytest.fixture(
+    params=[("llama", {}), ("llama", {"tied": True}), ("gpt2", {}), ("qwen2_moe", {"k": 4}), ("mixtral", {})], ids=str
+)
 def original(request: pytest.FixtureRequest) -> Model:
     family, dimensions = request.param
     return random_model(family, **dimensions)
@@ -62,7 +64,7 @@ def test_logits_stay_close_and_the_weights_shrink(original: Model) -> None:
     quantized = quantize_int8(copy.deepcopy(original))
     assert is_quantized(quantized)
     assert not is_quantized(original)
-    assert not any(isinstance(module, torch.nn.Linear) for module in quantized.modules())
+    assert not any(isinstance(module, torch.nn.Linear | ExpertLinear) for module in quantized.modules())
     ids = [[5, 6, 7, 8, 9, 10] * 6, [3]]
     report = drift(original, quantized, ids)
     spread = float(original(torch.tensor(ids[:1])).logits.detach().std())
@@ -73,9 +75,10 @@ def test_logits_stay_close_and_the_weights_shrink(original: Model) -> None:
     same = drift(original, original, ids)
     assert (same.max_logit, same.kl, same.agreement) == (0, 0, 1)
     assert (report.bytes_before, report.bytes_after) == (weight_bytes(original), weight_bytes(quantized))
-    matrices = sum(m.weight.numel() for m in quantized.modules() if isinstance(m, Int8Linear))
+    layers = [m for m in quantized.modules() if isinstance(m, Int8Linear | Int8ExpertLinear)]
+    matrices = sum(m.weight.numel() for m in layers)
     removed = 4 * matrices - (original.head.linear.weight.nbytes if original.head.tied else 0)
-    scales = sum(m.scale.nbytes for m in quantized.modules() if isinstance(m, Int8Linear))
+    scales = sum(m.scale.nbytes for m in layers)
     assert report.bytes_after == report.bytes_before - removed + matrices + scales
     assert quantized.embed.tokens.weight.dtype == torch.float32
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, TypeVar
 
-from etymon.spec import Attention, Block, ModelSpec
+from etymon.spec import Attention, Block, ModelSpec, MoE
+
+F = TypeVar("F")
 
 
 def with_blocks(spec: ModelSpec, family: str, change: Callable[[Block], Block]) -> ModelSpec:
@@ -27,6 +29,25 @@ def with_attention(block: Block, **changes: Any) -> Block:
             for sub in block.subs
         ),
     )
+
+
+def with_mixtures(spec: ModelSpec, family: str, moe: MoE, layers: Collection[int] | None = None) -> ModelSpec:
+    """Return `spec` as one of `family` whose feed-forward layers are mixtures, in these `layers` (default: in all)."""
+
+    def mixed(block: Block) -> Block:
+        subs = (dataclasses.replace(sub, op=moe) if sub.op.name == "ffn" else sub for sub in block.subs)
+        return dataclasses.replace(block, subs=tuple(subs))
+
+    changed = {block: mixed(block) for block in set(spec.trunk.blocks)}
+    blocks = (b if layers is not None and i not in layers else changed[b] for i, b in enumerate(spec.trunk.blocks))
+    stack = dataclasses.replace(spec.trunk, blocks=tuple(blocks))
+    return dataclasses.replace(spec, family=family, decoder=stack)
+
+
+def feed_forward_of(spec: ModelSpec, kind: type[F]) -> F | None:
+    """Return the first feed-forward layer of this kind."""
+    ops = (sub.op for block in spec.trunk.blocks for sub in block.subs)
+    return next((op for op in ops if isinstance(op, kind)), None)
 
 
 def with_windows(spec: ModelSpec, family: str, windows: Sequence[int | None]) -> ModelSpec:

@@ -8,7 +8,7 @@ import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, get_type_hints
 
 import etymon.families
 from etymon.errors import ConfigError, suggest
@@ -19,13 +19,14 @@ from etymon.spec import ModelSpec
 
 
 def extends(parent: Callable[..., ModelSpec]) -> Callable[[Callable[..., ModelSpec]], Callable[..., ModelSpec]]:
-    """Decorate a `build` whose `**dimensions` go to `parent`, so that its signature lists those of both."""
+    """Decorate a `build` whose `**dimensions` go to `parent`, so that its signature and hints are those of both."""
 
     def decorate(build: Callable[..., ModelSpec]) -> Callable[..., ModelSpec]:
         own = inspect.signature(build)
         parameters = {n: p for n, p in own.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
         merged = dict(inspect.signature(parent).parameters) | parameters
         build.__signature__ = own.replace(parameters=list(merged.values()))  # type: ignore[attr-defined]
+        build.__annotations__ = get_type_hints(parent) | build.__annotations__
         return build
 
     return decorate

@@ -33,12 +33,20 @@ class Budget(Config):
         return self
 
 
+class Penalties(Config):
+    """What is added to the loss of a model that has such penalties (`Model.penalties`), by these weights: of a mixture
+    of experts how unevenly its experts are used, and how large its routers' logits are."""
+
+    balance: float = Field(default=0.01, ge=0)
+    router_z: float = Field(default=0.0, ge=0)
+
+
 class TrainConfig(Config):
     """Everything about a training run but its model, data and objective.
 
     The rows of a batch come from the loader; `micro_batch` of them pass through the model at a time (None: all), which
     changes memory and speed but not the gradient. `evaluate_every` and `sample_every` are for the hooks that the
-    caller builds.
+    caller builds. `penalties` matter to models that have some.
     """
 
     budget: Budget
@@ -46,6 +54,7 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = MuonConfig()
     schedule: Schedule = WarmupStableDecay()
     clip: float | None = Field(default=1.0, gt=0)
+    penalties: Penalties = Penalties()
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     seed: int = Field(default=0, ge=0)

@@ -329,6 +329,7 @@ class _Run:
                 micro_batch=config.micro_batch,
                 clip=config.clip,
                 precision=self.precision,
+                penalties=config.penalties.model_dump(),
             )
         except torch.OutOfMemoryError:
             rows = config.micro_batch or self.loader.batch_size

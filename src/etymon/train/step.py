@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -41,8 +42,10 @@ def compute_gradient(
     micro_batch: int | None,
     clip: float | None,
     precision: Precision,
+    penalties: Mapping[str, float] = MappingProxyType({}),
 ) -> Gradient:
-    """Leave the clipped gradient of the mean loss over ALL trained tokens of `batch` in the parameters' `.grad`.
+    """Leave the clipped gradient of the mean loss over ALL trained tokens of `batch` in the parameters' `.grad`, with
+    the model's own penalties by these weights (the loss that is returned is without them).
 
     Each micro-batch contributes its summed loss over the trained tokens of the whole batch, so that their number and
     the distribution of trained tokens over them change nothing. Raises TrainingError where no token is trained.
@@ -50,6 +53,7 @@ def compute_gradient(
     if batch.trained == 0:
         raise TrainingError("a batch trains no token: every target is -100. Look at the data and its masks")
     device = model.device
+    weights = {name: weight for name, weight in penalties.items() if weight}
     rows = batch.input_ids.shape[0]
     total = torch.zeros((), device=device)
     for start in range(0, rows, micro_batch or rows):
@@ -58,8 +62,10 @@ def compute_gradient(
             continue
         with autocast(device, precision):
             loss = objective.loss(model, part.to(device)) / batch.trained
-        loss.backward()
         total += loss.detach()
+        for name, penalty in model.penalties().items() if weights else ():
+            loss = loss + weights.get(name, 0.0) * penalty * (part.trained / batch.trained)
+        loss.backward()
     parameters = [p for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip is not None:

@@ -1,0 +1,19 @@
+"""Parameter counts of mixtures of experts: exact ones of checkpoints, rounded ones of papers and model cards."""
+
+PUBLISHED: dict[str, int | str] = {
+    "qwen1.5-moe-a2.7b": 14_315_784_192,
+    "qwen2-57b-a14b": 57_408_658_944,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-235b-a22b": 235_093_634_560,
+    "olmoe-1b-7b": 6_919_161_856,
+}
+# What one token's pass uses, as the papers and model cards round it.
+ACTIVE: dict[str, str] = {
+    "mixtral-8x7b": "12.9B",
+    "mixtral-8x22b": "39B",
+    "qwen1.5-moe-a2.7b": "2.7B",
+    "qwen2-57b-a14b": "14B",
+    "qwen3-30b-a3b": "3.4B",  # "3.3B" on the card, of 3.353 billion
+    "qwen3-235b-a22b": "22B",
+    "olmoe-1b-7b": "1.3B",
+}
