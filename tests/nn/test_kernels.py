@@ -11,10 +11,10 @@ from torch import Tensor
 
 from etymon.families import family_named
 from etymon.nn import Output, build, gemm
-from etymon.nn.ffn import gated
+from etymon.nn.ffn import activated
 from etymon.nn.norm import RMSNorm
 from etymon.nn.position import rotary_table, rotate
-from etymon.spec import Rope
+from etymon.spec import Gated, Rope
 
 
 def same_gradients(ours: Callable[..., Tensor], composite: Callable[..., Tensor], *inputs: Tensor) -> None:
@@ -61,12 +61,13 @@ def test_rotation(rotated: int) -> None:
     )
 
 
-@pytest.mark.parametrize("activation", [F.silu, F.gelu, F.relu])
-def test_gated(activation: Callable[[Tensor], Tensor]) -> None:
+@pytest.mark.parametrize(("name", "activation"), [("silu", F.silu), ("gelu", F.gelu), ("relu", F.relu)])
+def test_gated(name: str, activation: Callable[[Tensor], Tensor]) -> None:
     def composite(x: Tensor) -> Tensor:
         return activation(x[..., :20]) * x[..., 20:]
 
-    same_gradients(lambda x: gated(x, activation), composite, torch.randn(4, 7, 40))
+    op = Gated(hidden=20, activation=name)
+    same_gradients(lambda x: activated(op, x), composite, torch.randn(4, 7, 40))
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch was built without oneDNN")

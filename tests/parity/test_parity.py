@@ -221,7 +221,7 @@ def test_half_precision(pair: Any, dtype: torch.dtype, tmp_path: Path) -> None:
 
 def rounding(rounded: Tensor, exact: Tensor, model: Any) -> float:
     """The worst error of all positions; of a mixture that of the median one, as others choose other experts."""
-    errors = (rounded - exact).detach().abs().amax(-1).flatten() / exact.abs().max()
+    errors = ((rounded - exact).abs().amax(-1).flatten() / exact.abs().max()).detach()
     return float(errors.median() if any(model.mixtures()) else errors.max())
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
 
 from etymon.errors import ConfigError
+from etymon.families import families
 from etymon.recipe.document import parse_recipe_text, read_recipe_text, with_settings
 from etymon.recipe.loading import dump_recipe, load_recipe, recipe_from
-from etymon.recipe.schema import Recipe
+from etymon.recipe.schema import Recipe, dimension_types
 
 SMALL = """name: small
 minutes: 2
@@ -197,3 +199,9 @@ def test_settings_of_the_only_stage_that_trains(tmp_path: Path):
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml")), ids=lambda p: p.name)
 def test_the_recipes_of_the_repository_are_valid(path: Path):
     assert load_recipe(path).stages
+
+
+@pytest.mark.parametrize("family", sorted(families()))
+def test_every_family_s_dimensions_have_types(family: str) -> None:
+    known = inspect.signature(families()[family].build).parameters.keys() - {"name"}
+    assert dimension_types(family).model_fields.keys() == known
