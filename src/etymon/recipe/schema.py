@@ -133,7 +133,7 @@ def _checked_dimensions(family: str, given: dict[str, Any]) -> dict[str, Any]:
 def dimension_types(family: str) -> type[Config]:
     """Return a model of the family's dimensions: their types are those of its `build`, and counts are positive."""
     build = family_named(family).build
-    hints = get_type_hints(build)
+    hints = get_type_hints(getattr(build, "func", build))  # of what a partial binds
     fields: dict[str, Any] = {}
     for name in inspect.signature(build).parameters.keys() - {"name"}:
         hint = hints[name]
