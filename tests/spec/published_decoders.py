@@ -51,4 +51,19 @@ PUBLISHED: dict[str, int | str] = {
     "codex-679m": "760.3M",
     "codex-2.5b": "2.652B",
     "codex-12b": "12.854B",
+    "palm-8b": "8.63B",
+    "palm-62b": "62.50B",
+    "palm-540b": "540.36B",  # 540.35B in the paper, as without the norms of its 118 layers
+    "u-palm-8b": "8.63B",
+    "u-palm-62b": "62.50B",
+    "u-palm-540b": "540.36B",
+    "mt-nlg-530b": "530B",
+    # 2B, 8B and 137B in the paper, which leaves out the embeddings: 82M, 131M and 262M
+    "lamda-2b": "2.18B",
+    "lamda-8b": "8.72B",
+    "lamda-137b": "137.7B",
+    "glam-1.7b-64e": "27B",
+    "glam-8b-64e": "143.9B",  # 143B in the paper
+    "glam-64b-64e": "1162B",  # 1.2T in the paper
+    "grok-1": "315.7B",  # 314B in the announcement
 }
