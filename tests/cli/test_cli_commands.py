@@ -13,7 +13,8 @@ import etymon
 from etymon.cli.main import app
 
 COMMANDS = (
-    *("run", "train", "evaluate", "quantize", "convert", "serve", "chat", "report", "version"),
+    *("run", "train", "evaluate", "quantize", "convert", "serve", "chat", "generate", "embed", "report"),
+    "version",
     *("data prepare", "data stats", "data show", "tokenizer train", "tokenizer encode", "tokenizer measure"),
     *("models list", "models show"),
 )

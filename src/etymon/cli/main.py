@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from etymon import __version__
-from etymon.cli import chat, convert, data, evaluate, models, quantize, report, run, serve, tokenizer, train
+from etymon.cli import chat, convert, data, evaluate, generate, models, quantize, report, run, serve, tokenizer, train
 from etymon.errors import EtymonError
 
 HELP = """One system for the whole life of a language model.
@@ -46,6 +46,8 @@ app.command("quantize")(quantize.quantize)
 app.command("convert")(convert.convert)
 app.command("serve")(serve.serve)
 app.command("chat")(chat.chat)
+app.command("generate")(generate.generate)
+app.command("embed")(generate.embed)
 app.command("report")(report.report)
 app.add_typer(models.app, name="models")
 

@@ -1,9 +1,10 @@
 """Requests to tokens: state slots, scheduler, sampler, stop strings, streaming, scoring."""
 
 from etymon.engine.asynchronous import AsyncEngine
-from etymon.engine.engine import Engine, EngineConfig
+from etymon.engine.config import EngineConfig
+from etymon.engine.engine import Engine
 from etymon.engine.metrics import EngineMetrics, Histogram
-from etymon.engine.request import Choice, Completion, Event, Finish, Request, Sampling, Score, TokenLogprob, Usage
+from etymon.engine.request import Choice, Completion, Event, Finish, Request, Sampling, Score, Text, TokenLogprob, Usage
 
 __all__ = [
     "AsyncEngine",
@@ -18,6 +19,7 @@ __all__ = [
     "Request",
     "Sampling",
     "Score",
+    "Text",
     "TokenLogprob",
     "Usage",
 ]

@@ -72,7 +72,7 @@ class AsyncEngine:
 
         `stream` does this by itself; doing it before means that a bad request is known before anything is streamed.
         """
-        if isinstance(request.prompt, str):
+        if isinstance(request.prompt, str) or isinstance(request.source, str):
             return await asyncio.to_thread(self.engine.prepare, request)
         return self.engine.prepare(request)
 
@@ -107,7 +107,7 @@ class AsyncEngine:
             events = [event async for event in stream]
         finally:
             await stream.aclose()
-        return Completion.collect(events, len(request.prompt))
+        return Completion.collect(events, request.tokens)
 
     # -- on the worker thread --------------------------------------------------------------------------------------
 

@@ -10,38 +10,25 @@ from typing import TYPE_CHECKING
 
 import psutil
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from etymon.config import Config
+from etymon.engine.config import EngineConfig
+from etymon.engine.door import Door
+from etymon.engine.encode import Best, classify, embed, fill, pseudo_score
 from etymon.engine.metrics import EngineMetrics
-from etymon.engine.request import Completion, Event, Finish, Request, Score, TokenLogprob
+from etymon.engine.request import Completion, Event, Finish, Request, Score, Text, TokenLogprob
 from etymon.engine.sampler import Sampler
 from etymon.engine.scheduler import Scheduler, Work
 from etymon.engine.score import score
 from etymon.engine.sequence import Sequence
+from etymon.engine.source import Sources
 from etymon.errors import ConfigError, RequestError
 from etymon.nn import Model, State
 
 if TYPE_CHECKING:
-    from etymon.text import Tokenizer
+    from etymon.text import Framed, Tokenizer
 
 log = logging.getLogger(__name__)
-
-
-class EngineConfig(Config):
-    """Limits of the engine. The memory of its state is `slots` x `context`, allocated once.
-
-    - `slots`: how many answers are generated at the same time.
-    - `context`: longest prompt plus answer, in tokens; None is the model's own context.
-    - `chunk`: how many prompt tokens are read between two steps of decoding; smaller streams more evenly.
-    - `waiting`: how many requests may wait for a slot before further ones are refused.
-    """
-
-    slots: int = Field(default=16, ge=1, le=4096)
-    context: int | None = Field(default=None, ge=2)
-    chunk: int = Field(default=512, ge=1)
-    waiting: int = Field(default=1024, ge=0)
 
 
 class Engine:
@@ -54,13 +41,15 @@ class Engine:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.config = config or EngineConfig()
-        self.context = self.config.context or model.spec.context
-        if self.context > model.spec.context:
-            raise ConfigError(f"engine.context={self.context} is beyond the model's context of {model.spec.context}.")
-        self.vocab = min(model.spec.vocab, tokenizer.vocab_size) if tokenizer is not None else model.spec.vocab
-        self.stop_ids: frozenset[int] = frozenset(tokenizer.stop_ids) if tokenizer is not None else frozenset()
+        self._door = Door(model, tokenizer, self.config)
+        self.context = self._door.context
+        self.vocab = self._door.vocab
+        own = frozenset(tokenizer.stop_ids) if tokenizer is not None else frozenset()
+        self.stop_ids: frozenset[int] = own | frozenset(self.config.ends)
         self.metrics = EngineMetrics()
-        self._state = _allocate(model, self.config.slots, self.context)
+        self._state = _allocate(model, self.config.slots, self._door)
+        behind = self._door.generates and self._door.translates
+        self._sources = Sources(model, self.config.sources) if behind else None
         self._scheduler = Scheduler(self.config.slots, self.config.chunk, pads=self._state.truncates)
         self._sampler = Sampler(self.vocab, self.stop_ids, model.device)
         self._numbers = itertools.count()
@@ -74,34 +63,11 @@ class Engine:
 
         Raises RequestError; a prompt that leaves no room in the context has the code "context_length_exceeded".
         """
-        sampling = request.sampling
-        if isinstance(request.prompt, str):
-            if self.tokenizer is None:
-                raise RequestError("This model has no tokenizer: pass the prompt as token ids.", param="prompt")
-            prompt = self.tokenizer.encode(request.prompt)
-        else:
-            prompt = list(request.prompt)
-        if not prompt:
-            raise RequestError("The prompt is empty: it needs at least one token.", param="prompt")
-        if not all(type(token) is int for token in prompt):
-            raise RequestError("A prompt of ids must hold integers only.", param="prompt")
-        vocab = self.model.spec.vocab
-        if min(prompt) < 0 or max(prompt) >= vocab:
-            raise RequestError(f"The prompt has an id outside 0..{vocab - 1}.", param="prompt")
-        if len(prompt) >= self.context:
-            raise RequestError(
-                f"The prompt has {len(prompt)} tokens, but the context holds {self.context} for prompt and answer "
-                f"together: shorten the prompt to at most {self.context - 1} tokens.",
-                param="prompt",
-                code="context_length_exceeded",
-            )
-        if sampling.n > self.config.slots:
-            raise RequestError(f"n is {sampling.n}, but this engine has {self.config.slots} slots.", param="n")
-        if sampling.stop and self.tokenizer is None:
-            raise RequestError("This model has no tokenizer, so that there is no text to stop at.", param="stop")
-        if sampling.logit_bias and max(sampling.logit_bias) >= self.vocab:
-            raise RequestError(f"logit_bias names an id outside 0..{self.vocab - 1}.", param="logit_bias")
-        return Request(prompt, sampling)
+        return self._door.prepare(request)
+
+    def encode(self, texts: Ids[str]) -> list[list[int]]:
+        """Return the ids of texts as prompts: as sources, where the model's decoder stands behind an encoder."""
+        return self._door.encode(texts)
 
     def submit(self, request: Request) -> int:
         """Queue a request and return its number. Raises RequestError if it is bad, or the queue is full."""
@@ -210,7 +176,7 @@ class Engine:
             ids = [part + [0] * (tokens - len(part)) for part in parts]
         state = self._rows(work.start, work.start + len(sequences))
         inputs = torch.tensor(ids, device=self.model.device)
-        hidden = self.model(inputs, state=state, logits=False).last_hidden_state
+        hidden = self._call(inputs, state, sequences)
         if tokens == 1:
             for sequence in sequences:
                 sequence.held += 1
@@ -220,6 +186,20 @@ class Engine:
             if len(part) < tokens:
                 self._state.truncate(sequence.row, sequence.held)
         return hidden[torch.arange(len(parts)), [len(part) - 1 for part in parts]]
+
+    def _call(self, inputs: Tensor, state: State, sequences: list[Sequence]) -> Tensor:
+        """Run the model, with the sources of sequences that have read nothing yet; return hidden states."""
+        if self._sources is None:
+            output = self.model(inputs, state=state, logits=False)
+        elif sequences[0].held:
+            output = self.model(decoder_input_ids=inputs, state=state, logits=False)
+        else:
+            encoded, mask = self._sources.read([sequence.reads for sequence in sequences])
+            output = self.model(
+                attention_mask=mask, encoder_outputs=encoded, decoder_input_ids=inputs, state=state, logits=False
+            )
+        hidden: Tensor = output.last_hidden_state
+        return hidden
 
     def _rows(self, start: int, stop: int) -> State:
         """Return a view on the state, kept from step to step: it takes a slice of every tensor of every layer."""
@@ -231,7 +211,7 @@ class Engine:
         """Return a sequence whose prompt has just been read and its further choices, which take rows of their own."""
         choices = [origin]
         for index in range(1, origin.forks + 1):
-            choice = self._sequence(origin.request, origin.source, index, 0)
+            choice = self._sequence(origin.request, origin.given, index, 0)
             choice.created = origin.created
             self._scheduler.fork(origin, choice)
             self._state.copy_row(origin.row, choice.row)
@@ -263,7 +243,7 @@ class Engine:
         if sequence.generated > 1:
             metrics.inter_token.observe(now - sequence.touched)
         elif sequence.index == 0:
-            metrics.prompt_tokens += sequence.prompt_tokens
+            metrics.prompt_tokens += sequence.given.tokens
             metrics.time_to_first_token.observe(now - sequence.created)
         sequence.touched = now
 
@@ -309,8 +289,7 @@ class Engine:
                     self.cancel(number)
             self._events = [event for event in others + self._events if event.request not in mine]
         return [
-            Completion.collect(events, len(request.prompt))
-            for events, request in zip(mine.values(), prepared, strict=True)
+            Completion.collect(events, request.tokens) for events, request in zip(mine.values(), prepared, strict=True)
         ]
 
     def _numbered(self, number: int, request: Request) -> Request:
@@ -319,20 +298,67 @@ class Engine:
         except RequestError as error:
             raise RequestError(f"request {number}: {error}", param=error.param, code=error.code) from None
 
-    def score(self, sequences: Ids[Ids[int]], starts: Ids[int]) -> list[Score]:
+    def score(self, sequences: Ids[Ids[int]], starts: Ids[int], sources: Ids[Ids[int]] | None = None) -> list[Score]:
         """Return the log-likelihood of `ids[start:]` given `ids[:start]`; see `etymon.engine.score.score`."""
-        return score(self.model, sequences, starts)
+        return score(self.model, sequences, starts, sources=sources)
+
+    def score_pairs(self, pairs: Ids[tuple[Ids[int] | str, Ids[int] | str]]) -> list[Score]:
+        """Return the log-likelihood of each target given its source, by a decoder behind an encoder; a text ends with
+        what the tokenizer puts behind it, ids are taken as they are."""
+        read = [self._sequence(0, self.prepare(Request(source=source)), 0, 0) for source, _ in pairs]
+        targets = [self.encode([target])[0] if isinstance(target, str) else target for _, target in pairs]
+        sequences = [[*begun.ids, *target] for begun, target in zip(read, targets, strict=True)]
+        return self.score(sequences, [len(begun.ids) for begun in read], [begun.reads for begun in read])
+
+    # -- whole texts -----------------------------------------------------------------------------------------------
+
+    def embed(self, texts: Ids[Text | str]) -> list[Tensor]:
+        """Return a vector [dim] for each text, or one for each of its tokens [tokens, dim], as it asks."""
+        asked = [Text(text) if isinstance(text, str) else text for text in texts]
+        return embed(self.model, asked, self._framed(asked))
+
+    def fill(self, texts: Ids[Text | str], top: int = 5, mask: int | None = None) -> list[list[Best]]:
+        """Return, for each mask token of each text, the `top` likeliest ids with their log-probabilities. In a text,
+        the name of the mask token (`[MASK]`) is that token; `mask` gives its id where there is no tokenizer."""
+        return fill(self.model, self._framed(texts, control=True), self._mask(mask), top)
+
+    def classify(self, texts: Ids[Text | str]) -> list[Tensor]:
+        """Return what the head says of each text: logits [classes], or one for each token: was it replaced?"""
+        return classify(self.model, self._framed(texts))
+
+    def pseudo_score(self, texts: Ids[Text | str], mask: int | None = None) -> list[Score]:
+        """Return the pseudo-log-likelihood of each text: that of every token, given all the others."""
+        special = frozenset(self.tokenizer.special.values()) if self.tokenizer is not None else frozenset()
+        return pseudo_score(self.model, self._framed(texts), self._mask(mask), special)
+
+    def _framed(self, texts: Ids[Text | str], *, control: bool = False) -> list[Framed]:
+        asked = [Text(text) if isinstance(text, str) else text for text in texts]
+        return [self._door.frame(text, control=control) for text in asked]
+
+    def _mask(self, given: int | None) -> int:
+        mask = given if given is not None or self.tokenizer is None else self.tokenizer.mask_id
+        if mask is None:
+            raise RequestError("There is no mask token, so that nothing can be hidden: pass its id as `mask`.")
+        return mask
 
 
-def _allocate(model: Model, slots: int, context: int) -> State:
-    needed = model.new_state(1, context).nbytes * slots
+def _allocate(model: Model, slots: int, door: Door) -> State:
+    if not door.generates:
+        return State([], torch.zeros(slots, dtype=torch.int64), 0)
+    needed = _new_state(model, 1, door).nbytes * slots
     available = _available_bytes(model.device)
     if needed > available:
         raise ConfigError(
-            f"engine: {slots} slots of {context} tokens need {needed / 1e9:.1f} GB for their state, but "
+            f"engine: {slots} slots of {door.context} tokens need {needed / 1e9:.1f} GB for their state, but "
             f"{available / 1e9:.1f} GB are free: lower engine.slots or engine.context."
         )
-    return model.new_state(slots, context)
+    return _new_state(model, slots, door)
+
+
+def _new_state(model: Model, rows: int, door: Door) -> State:
+    if door.translates:
+        return model.new_state(rows, door.context, source_capacity=door.source_context)
+    return model.new_state(rows, door.context)
 
 
 def _available_bytes(device: torch.device) -> int:

@@ -107,10 +107,33 @@ class Request:
     """A prompt, as text or as token ids, and how it is to be continued.
 
     Text is encoded by the engine's tokenizer and never yields a special token; use a renderer's ids for a conversation.
+    A decoder behind an encoder reads a `source`, which text enters framed as the tokenizer says (`… </s>`) and ids as
+    they are. `prompt` is then how the answer begins: ids are all that the decoder reads first, text comes behind the
+    ids with which it begins, and nothing is these alone. A prompt without a source is the source.
     """
 
-    prompt: Sequence[int] | str
+    prompt: Sequence[int] | str = ()
     sampling: Sampling = field(default_factory=Sampling)
+    source: Sequence[int] | str | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many ids are read before the answer, once they are ids."""
+        return len(self.prompt) + len(self.source or ())
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text that is read whole: as text, which enters framed as the tokenizer says (`[CLS] … [SEP]`), or as ids.
+
+    `second` is another text beside it, where the tokenizer has a form for two. An embedding is the "mean" of the last
+    hidden states, or that of the "first" or the "last" token, or all of them ("tokens"); `normalised` to length 1.
+    """
+
+    text: Sequence[int] | str
+    second: str | None = None
+    pooling: Literal["mean", "first", "last", "tokens"] = "mean"
+    normalised: bool = False
 
 
 @dataclass(frozen=True, slots=True)

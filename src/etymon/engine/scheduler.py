@@ -71,8 +71,9 @@ class Scheduler:
             head = self.waiting[0]
             if len(self.rows) + reserved + 1 + head.forks > self.slots:
                 break
-            longest = max(longest, head.pending)
-            real += head.pending
+            size = max(head.pending, len(head.reads))
+            longest = max(longest, size)
+            real += size
             padded = longest * (len(prompts) + 1)
             if prompts and (padded > self.chunk or padded > (2 if self.pads else 1) * real):
                 break

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from etymon.engine.request import Score
+from etymon.engine.source import padded
 from etymon.errors import RequestError
 from etymon.nn import Model
 
@@ -16,23 +17,52 @@ HEAD_ELEMENTS = 1 << 22  # logits held at once: 16 MB in fp32
 
 @torch.inference_mode()
 def score(
-    model: Model, sequences: Sequence[Sequence[int]], starts: Sequence[int], *, batch_tokens: int = 4096
+    model: Model,
+    sequences: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    *,
+    sources: Sequence[Sequence[int]] | None = None,
+    batch_tokens: int = 4096,
 ) -> list[Score]:
-    """Score `ids[start:]` given `ids[:start]` for every pair of `sequences` and `starts`, in their order.
+    """Score `ids[start:]` given `ids[:start]` for every pair of `sequences` and `starts`, in their order; of a decoder
+    behind an encoder, given one of `sources` too.
 
     Sequences of similar length run together, at most `batch_tokens` padded tokens at a time (or one sequence).
-    Raises RequestError for a sequence that is longer than the context, or of which nothing remains to be scored.
+    Raises RequestError for a sequence that is longer than the context, or of which nothing remains to be scored, and
+    for a model that does not write from left to right.
     """
-    if len(sequences) != len(starts):
-        raise RequestError(f"{len(sequences)} sequences need as many starts, got {len(starts)}.", param="starts")
+    _check_kind(model, sources)
+    for name, others in (("starts", starts), ("sources", sources)):
+        if others is not None and len(sequences) != len(others):
+            raise RequestError(f"{len(sequences)} sequences need as many {name}, got {len(others)}.", param=name)
     for number, (ids, start) in enumerate(zip(sequences, starts, strict=True)):
         _check(model, number, ids, start)
+        if sources is not None and not 1 <= len(sources[number]) <= model.spec.context:
+            raise RequestError(
+                f"source {number} has {len(sources[number])} tokens; 1 to {model.spec.context} can be read.",
+                param="sources",
+            )
     results: list[Score | None] = [None] * len(sequences)
-    for batch in _batches([len(ids) for ids in sequences], batch_tokens):
-        scores = _score_batch(model, [sequences[i] for i in batch], [starts[i] for i in batch])
+    sizes = [len(ids) for ids in sequences]
+    if sources is not None:
+        sizes = [max(n, len(source)) for n, source in zip(sizes, sources, strict=True)]
+    for batch in batches(sizes, batch_tokens):
+        given = None if sources is None else [sources[i] for i in batch]
+        scores = _score_batch(model, [sequences[i] for i in batch], [starts[i] for i in batch], given)
         for i, result in zip(batch, scores, strict=True):
             results[i] = result
     return [result for result in results if result is not None]
+
+
+def _check_kind(model: Model, sources: Sequence[Sequence[int]] | None) -> None:
+    if model.decoder is None:
+        raise RequestError(
+            f"{model.spec.name} is an encoder: no token's probability follows from those before it alone. Its "
+            "pseudo-likelihood is `engine.pseudo_score`."
+        )
+    if (model.encoder is not None) != (sources is not None):
+        wanted = "reads sources: pass one for every sequence" if sources is None else "has no encoder to read sources"
+        raise RequestError(f"{model.spec.name} {wanted}.", param="sources")
 
 
 def _check(model: Model, number: int, ids: Sequence[int], start: int) -> None:
@@ -53,7 +83,7 @@ def _check(model: Model, number: int, ids: Sequence[int], start: int) -> None:
         raise RequestError(f"sequence {number} has an id outside 0..{vocab - 1}.", param="sequences")
 
 
-def _batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
+def batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
     """Yield groups of indices, longest first, so that memory is at its peak at once and padding is small."""
     batch: list[int] = []
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -65,26 +95,30 @@ def _batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
         yield batch
 
 
-def _score_batch(model: Model, sequences: list[Sequence[int]], starts: list[int]) -> list[Score]:
-    longest = len(sequences[0])
+def _score_batch(
+    model: Model, sequences: list[Sequence[int]], starts: list[int], sources: list[Sequence[int]] | None
+) -> list[Score]:
     # padding at the end is seen by nothing that is scored; the last token predicts nothing
-    padded = torch.tensor([[*ids[:-1], *[0] * (longest - len(ids))] for ids in sequences], device=model.device)
-    hidden = model(padded, logits=False).last_hidden_state
+    ids, _ = padded([tokens[:-1] for tokens in sequences], model.device)
+    if sources is None:
+        hidden = model(ids, logits=False).last_hidden_state
+    else:
+        hidden = model(*padded(sources, model.device), decoder_input_ids=ids, logits=False).last_hidden_state
     spans = list(zip(sequences, starts, strict=True))
     scored = torch.cat([hidden[row, start - 1 : len(ids) - 1] for row, (ids, start) in enumerate(spans)])
     targets = torch.tensor([token for ids, start in spans for token in ids[start:]], device=model.device)
-    logprobs, best = _logprobs(model, scored, targets)
+    logprobs, best = logprobs_of(model, scored, targets)
     results = []
     position = 0
-    for ids, start in spans:
-        stop = position + len(ids) - start
+    for sequence, start in spans:
+        stop = position + len(sequence) - start
         values = logprobs[position:stop]
         results.append(Score(float(sum(values)), values, all(best[position:stop])))
         position = stop
     return results
 
 
-def _logprobs(model: Model, hidden: Tensor, targets: Tensor) -> tuple[list[float], list[bool]]:
+def logprobs_of(model: Model, hidden: Tensor, targets: Tensor) -> tuple[list[float], list[bool]]:
     """Return log p(target) and whether it is the most probable token, a block of logits at a time."""
     rows = max(16, HEAD_ELEMENTS // model.spec.vocab)
     values: list[float] = []

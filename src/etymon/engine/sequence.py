@@ -32,9 +32,10 @@ class Sequence:
         text: StreamDecoder | None,
         stop_ids: Set[int],
     ) -> None:
-        assert not isinstance(request.prompt, str), "a prompt is encoded at the door"
+        assert not isinstance(request.prompt, str) and not isinstance(request.source, str), "the door encodes texts"
         self.request = number
-        self.source = request
+        self.given = request
+        self.reads = tuple(request.source or ())  # by a decoder behind an encoder
         self.index = index
         self.forks = forks
         self.sampling = sampling = request.sampling

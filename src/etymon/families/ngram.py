@@ -217,6 +217,7 @@ class NGramModel(nn.Module):
 
     def __init__(self, table: NGrams, names: Sequence[str] | None = None, context: int = 1024) -> None:
         super().__init__()
+        self.encoder = None
         self.decoder = Contexts(table.order - 1, start=len(names or table.words))
         self.head = NGramHead(table, tuple(names or table.words))
         self.spec = NGramSpec(

@@ -2,5 +2,16 @@
 
 from etymon.hub.adapters import apply_delta, merge_lora
 from etymon.hub.checkpoint import load_model, locate, read_gguf_metadata, save_gguf, save_model
+from etymon.hub.generation import Generation, read_generation
 
-__all__ = ["apply_delta", "load_model", "locate", "merge_lora", "read_gguf_metadata", "save_gguf", "save_model"]
+__all__ = [
+    "Generation",
+    "apply_delta",
+    "load_model",
+    "locate",
+    "merge_lora",
+    "read_generation",
+    "read_gguf_metadata",
+    "save_gguf",
+    "save_model",
+]

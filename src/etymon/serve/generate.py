@@ -112,7 +112,7 @@ class Reader:
         for text in texts:
             self._fits("prompt", len(text.encode()))
         try:
-            ids = self._tokenizer.encode_batch(texts) + [prompt for prompt in prompts if not isinstance(prompt, str)]
+            ids = self._engine.encode(texts) + [prompt for prompt in prompts if not isinstance(prompt, str)]
             echo = (texts or [self._tokenizer.decode(prompt, skip_special=False) for prompt in ids]) * request.echo
         except TokenizerError as error:
             raise ApiError(str(error), param="prompt") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from etymon.text.bpe import TrainedOn
+from etymon.text.frame import Framed
 from etymon.text.render import ROLES, Message, Rendered, Renderer, TrainOn
 from etymon.text.stream import StreamDecoder
 from etymon.text.tokenizer import DEFAULT_SPECIAL, DEFAULT_TEMPLATE, Compression, Tokenizer
@@ -12,6 +13,7 @@ __all__ = [
     "DEFAULT_TEMPLATE",
     "ROLES",
     "Compression",
+    "Framed",
     "Message",
     "Rendered",
     "Renderer",

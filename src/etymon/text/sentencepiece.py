@@ -19,6 +19,7 @@ from typing import Any
 from tokenizers import Tokenizer as Backend
 
 from etymon.errors import TokenizerError
+from etymon.text.frame import template
 from etymon.text.rules import Rules, added_token, first_then
 
 SPACE = "▁"
@@ -230,11 +231,27 @@ def convert(model: SentencePiece, scheme: str = "", settings: Mapping[str, Any] 
         "added_tokens": added,
         "normalizer": {"type": "Sequence", "normalizers": list(_normalizers(model, scheme, settings, user))},
         "pre_tokenizer": None,
-        "post_processor": None,
+        "post_processor": _frame(model, scheme),
         "decoder": _decoder(model),
         "model": _unigram(model) if model.algorithm == "unigram" else _bpe(model, unknown),
     }
     return Rules(data, {f"{name}_token": text for name, text in model.named.items()})
+
+
+_BERT = ("[CLS] A [SEP]", "[CLS] A [SEP] B:1 [SEP]:1")
+# What stands around one text, and around two, by the tokenizer class that published the files.
+_FRAMES = {
+    "AlbertTokenizer": _BERT,
+    "DebertaV2Tokenizer": _BERT,
+    "T5Tokenizer": ("A </s>", "A </s> B </s>"),
+    "XLMRobertaTokenizer": ("<s> A </s>", "<s> A </s> </s> B </s>"),
+    "XLNetTokenizer": ("A <sep> <cls>:2", "A <sep> B:1 <sep>:1 <cls>:2"),
+}
+
+
+def _frame(model: SentencePiece, scheme: str) -> dict[str, Any] | None:
+    ids = {piece.text: id for id, piece in enumerate(model.pieces) if piece.kind is Kind.CONTROL}
+    return template(*_FRAMES[scheme], ids) if scheme in _FRAMES else None
 
 
 def _normalized(piece: Piece) -> bool:

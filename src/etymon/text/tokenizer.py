@@ -21,6 +21,7 @@ from etymon.errors import RenderError, TokenizerError
 from etymon.files import write_json, write_text
 from etymon.text.bpe import Progress, TrainedOn, train_bpe
 from etymon.text.foreign import EXPECTED, find_tokenizer_file, read_added, read_foreign
+from etymon.text.frame import Frame, Framed, read_frame
 from etymon.text.pieces import Pieces
 from etymon.text.stream import StreamDecoder
 from etymon.text.template import compiled
@@ -277,6 +278,25 @@ class Tokenizer:
         for text in texts:
             _check_text(text)
         return [found.ids for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_control(self, text: str) -> list[int]:
+        """`encode`, but where `text` names a control token it is that token: for people who write `[MASK]`."""
+        names = "|".join(re.escape(name) for name in sorted(self.special, key=len, reverse=True))
+        found = re.finditer(names, text) if names else ()
+        return self.encode_spans(text, [match.span() for match in found])[0]
+
+    def frame(self, ids: Sequence[int], second: Sequence[int] | None = None) -> Framed:
+        """`ids` of a text, and of a `second` one, within the control tokens that encoders and sources expect."""
+        return self._frame.put(ids, second)
+
+    @cached_property
+    def _frame(self) -> Frame:
+        return read_frame(self._data.get("post_processor"))
+
+    @cached_property
+    def mask_id(self) -> int | None:
+        """The id of the token that stands for a hidden one, None where there is none."""
+        return self._named("mask_token")
 
     def encode_spans(self, text: str, control: Sequence[tuple[int, int]]) -> tuple[list[int], list[int]]:
         """Ids and the first character of each, where the spans `control` (start, end) of `text` are control tokens.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from etymon.errors import TokenizerError
+from etymon.text.frame import template
 from etymon.text.rules import Rules, added_token
 
 _NAMES = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
@@ -63,16 +64,6 @@ def convert(vocabulary: Mapping[str, int], settings: Mapping[str, Any]) -> Rules
     return Rules(data, {f"{name}_token": text for name, text in named.items()} | {"do_lower_case": lower})
 
 
-def _frame(vocabulary: Mapping[str, int], named: Mapping[str, str]) -> dict[str, Any]:
-    """[CLS] A [SEP], and [CLS] A [SEP] B [SEP] with B in segment 1."""
-
-    def token(name: str, segment: int = 0) -> dict[str, Any]:
-        return {"SpecialToken": {"id": named[name], "type_id": segment}}
-
-    single = [token("cls"), {"Sequence": {"id": "A", "type_id": 0}}, token("sep")]
-    ids = {
-        named[name]: {"id": named[name], "ids": [vocabulary[named[name]]], "tokens": [named[name]]}
-        for name in ("cls", "sep")
-    }
-    pair = [*single, {"Sequence": {"id": "B", "type_id": 1}}, token("sep", 1)]
-    return {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": ids}
+def _frame(vocabulary: Mapping[str, int], named: Mapping[str, str]) -> dict[str, Any] | None:
+    cls, sep = named["cls"], named["sep"]
+    return template(f"{cls} A {sep}", f"{cls} A {sep} B:1 {sep}:1", vocabulary)

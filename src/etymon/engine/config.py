@@ -1,0 +1,32 @@
+"""The limits of an engine."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from etymon.config import Config
+
+
+class EngineConfig(Config):
+    """Limits of the engine. The memory of its state is `slots` x `context`, allocated once.
+
+    - `slots`: how many answers are generated at the same time.
+    - `context`: longest prompt plus answer, in tokens; None is the model's own context.
+    - `source_context`: longest source of a decoder behind an encoder; None is the model's own context.
+    - `chunk`: how many prompt tokens are read between two steps of decoding; smaller streams more evenly.
+    - `waiting`: how many requests may wait for a slot before further ones are refused.
+    - `sources`: how many sources are kept encoded, for further requests about them.
+    - `begin`: the ids before every answer of a decoder behind an encoder; none is the start that the model knows.
+    - `ends`: ids that end an answer, besides those of the tokenizer.
+    - `never`: ids that no answer holds.
+    """
+
+    slots: int = Field(default=16, ge=1, le=4096)
+    context: int | None = Field(default=None, ge=2)
+    source_context: int | None = Field(default=None, ge=1)
+    chunk: int = Field(default=512, ge=1)
+    waiting: int = Field(default=1024, ge=0)
+    sources: int = Field(default=64, ge=0)
+    begin: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+    never: tuple[int, ...] = ()

@@ -1,0 +1,145 @@
+"""The door of the engine: requests become ids, checked against the model, before anything is queued."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from etymon.engine.config import EngineConfig
+from etymon.engine.request import Request, Sampling, Text
+from etymon.errors import ConfigError, RequestError
+from etymon.nn import Model
+
+if TYPE_CHECKING:
+    from etymon.text import Framed, Tokenizer
+
+
+class Door:
+    """What a model of this kind, with these limits, can be asked. Thread-safe."""
+
+    def __init__(self, model: Model, tokenizer: Tokenizer | None, config: EngineConfig) -> None:
+        spec = self.spec = model.spec
+        self.tokenizer, self.config = tokenizer, config
+        self.context = _within("context", config.context, spec.context)
+        self.source_context = _within("source_context", config.source_context, spec.context)
+        self.vocab = min(spec.vocab, tokenizer.vocab_size) if tokenizer is not None else spec.vocab
+        for key in ("begin", "ends", "never"):
+            if any(not 0 <= id < spec.vocab for id in getattr(config, key)):
+                raise ConfigError(f"engine.{key} has an id outside 0..{spec.vocab - 1}.")
+        self.generates, self.translates = model.decoder is not None, model.encoder is not None
+        self.begin = config.begin
+        if self.generates and self.translates and not self.begin and spec.start is not None:
+            self.begin = (spec.start,)
+
+    def prepare(self, request: Request) -> Request:
+        """Return the request with its texts as ids. Raises RequestError; one that leaves no room for an answer has the
+        code "context_length_exceeded"."""
+        if not self.generates:
+            raise RequestError(
+                f"{self.spec.name} is an encoder: it reads whole texts and writes none. Ask the engine to embed, fill "
+                "or classify.",
+                param="prompt",
+                code="cannot_generate",
+            )
+        request = self._sided(request)
+        prompt = self._checked(request.prompt, "prompt")
+        if len(prompt) >= self.context:
+            raise RequestError(
+                f"The prompt has {len(prompt)} tokens, but the context holds {self.context} for prompt and answer "
+                f"together: shorten the prompt to at most {self.context - 1} tokens.",
+                param="prompt",
+                code="context_length_exceeded",
+            )
+        source = None if request.source is None else self._checked(request.source, "source")
+        if source is not None and len(source) > self.source_context:
+            raise RequestError(
+                f"The source has {len(source)} tokens, but at most {self.source_context} can be read: shorten it.",
+                param="source",
+                code="context_length_exceeded",
+            )
+        return Request(prompt, self._allowed(request.sampling), source)
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of texts as prompts: as sources, where the decoder stands behind an encoder."""
+        if self.tokenizer is None:
+            raise RequestError("This model has no tokenizer: pass the prompt as token ids.", param="prompt")
+        found = self.tokenizer.encode_batch(texts)
+        return [self.tokenizer.frame(ids).ids for ids in found] if self.translates else found
+
+    def frame(self, asked: Text, *, control: bool = False) -> Framed:
+        """Return the ids of a text to be read whole, framed where the model has an encoder; with `control`, names of
+        control tokens in it are these tokens. Raises RequestError."""
+        from etymon.text import Framed
+
+        if not isinstance(asked.text, str):
+            framed = Framed(list(asked.text), [0] * len(asked.text))
+        elif self.tokenizer is None:
+            raise RequestError("This model has no tokenizer: pass the text as token ids.", param="text")
+        else:
+            read = self.tokenizer.encode_control if control else self.tokenizer.encode
+            second = None if asked.second is None else read(asked.second)
+            framed = Framed(ids := read(asked.text), [0] * len(ids))
+            if self.translates or second is not None:
+                framed = self.tokenizer.frame(framed.ids, second)
+        if len(self._checked(framed.ids, "text")) > self.spec.context:
+            raise RequestError(
+                f"The text has {len(framed.ids)} tokens, but at most {self.spec.context} can be read: shorten it.",
+                param="text",
+                code="context_length_exceeded",
+            )
+        return framed
+
+    def _sided(self, request: Request) -> Request:
+        """Sort out what is the source and what the decoder reads, both still checked by nobody, but ids."""
+        prompt, source = request.prompt, request.source
+        if not self.translates:
+            if source is not None:
+                raise RequestError(f"{self.spec.name} has no encoder: it reads a prompt only.", param="source")
+            return Request(self.encode([prompt])[0] if isinstance(prompt, str) else prompt, request.sampling)
+        if source is None:
+            prompt, source = (), prompt
+        if isinstance(source, str):
+            (source,) = self.encode([source])
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise RequestError("This model has no tokenizer: pass the prompt as token ids.", param="prompt")
+            prompt = [*self._beginning(), *self.tokenizer.encode(prompt)]
+        return Request(prompt or self._beginning(), request.sampling, source)
+
+    def _beginning(self) -> tuple[int, ...]:
+        if not self.begin:
+            raise RequestError(
+                "This model's decoder begins with an id of your choice, such as a language: pass it as the prompt, or "
+                "set engine.begin.",
+                param="prompt",
+            )
+        return self.begin
+
+    def _checked(self, ids: Sequence[int] | str, param: str) -> list[int]:
+        if not ids:
+            raise RequestError(f"The {param} is empty: it needs at least one token.", param=param)
+        if not all(type(token) is int for token in ids):
+            raise RequestError(f"A {param} of ids must hold integers only.", param=param)
+        tokens = [token for token in ids if isinstance(token, int)]
+        if min(tokens) < 0 or max(tokens) >= self.spec.vocab:
+            raise RequestError(f"The {param} has an id outside 0..{self.spec.vocab - 1}.", param=param)
+        return tokens
+
+    def _allowed(self, sampling: Sampling) -> Sampling:
+        if sampling.n > self.config.slots:
+            raise RequestError(f"n is {sampling.n}, but this engine has {self.config.slots} slots.", param="n")
+        if sampling.stop and self.tokenizer is None:
+            raise RequestError("This model has no tokenizer, so that there is no text to stop at.", param="stop")
+        if sampling.logit_bias and max(sampling.logit_bias) >= self.vocab:
+            raise RequestError(f"logit_bias names an id outside 0..{self.vocab - 1}.", param="logit_bias")
+        if not self.config.never:
+            return sampling
+        never = dict.fromkeys(self.config.never, -math.inf)
+        return sampling.model_copy(update={"logit_bias": sampling.logit_bias | never})
+
+
+def _within(name: str, wanted: int | None, context: int) -> int:
+    if wanted is not None and wanted > context:
+        raise ConfigError(f"engine.{name}={wanted} is beyond the model's context of {context}.")
+    return wanted or context

@@ -1,0 +1,125 @@
+"""Whole texts at once: vectors, hidden tokens, judgements. What encoders do in the place of generating."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from etymon.engine.request import Score, Text
+from etymon.engine.score import batches, logprobs_of
+from etymon.engine.source import padded
+from etymon.errors import RequestError
+from etymon.nn import Model
+from etymon.spec import LM, Classify, Discriminator
+from etymon.text import Framed
+
+Best = list[tuple[int, float]]  # ids with their log-probabilities, best first
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Texts that ran together: their numbers, their lengths, and hidden states [texts, time, dim]."""
+
+    numbers: list[int]
+    lengths: list[int]
+    hidden: Tensor
+
+
+@torch.inference_mode()
+def embed(model: Model, asked: Sequence[Text], texts: Sequence[Framed]) -> list[Tensor]:
+    """Return for each text what its `pooling` asks of the last hidden states: [dim], or [tokens, dim] for "tokens"."""
+    vectors: list[Tensor | None] = [None] * len(texts)
+    for group in _groups(model, texts):
+        for number, length, hidden in zip(group.numbers, group.lengths, group.hidden, strict=True):
+            vectors[number] = _pooled(hidden[:length].float(), asked[number])
+    return [vector for vector in vectors if vector is not None]
+
+
+def _pooled(hidden: Tensor, asked: Text) -> Tensor:
+    match asked.pooling:
+        case "mean":
+            hidden = hidden.mean(0)
+        case "first":
+            hidden = hidden[0]
+        case "last":
+            hidden = hidden[-1]
+    return torch.nn.functional.normalize(hidden, dim=-1) if asked.normalised else hidden.clone()
+
+
+@torch.inference_mode()
+def fill(model: Model, texts: Sequence[Framed], mask: int, top: int) -> list[list[Best]]:
+    """Return for each id `mask` of each text the `top` likeliest ids with their log-probabilities, best first."""
+    _require_lm(model)
+    found: list[list[Best]] = [[] for _ in texts]
+    for group in _groups(model, texts):
+        for number, hidden in zip(group.numbers, group.hidden, strict=True):
+            places = [place for place, token in enumerate(texts[number].ids) if token == mask]
+            if places:
+                best = model.head(hidden[places]).float().log_softmax(-1).topk(min(top, model.spec.vocab))
+                pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                found[number] = [list(zip(ids, values, strict=True)) for ids, values in pairs]
+    return found
+
+
+@torch.inference_mode()
+def classify(model: Model, texts: Sequence[Framed]) -> list[Tensor]:
+    """Return the head's logits: [classes] of each text, or [tokens], whether each of them was replaced."""
+    if not isinstance(model.spec.head, Classify | Discriminator):
+        raise RequestError(f"{model.spec.name} has no head that judges texts: it is no classifier.")
+    judged: list[Tensor | None] = [None] * len(texts)
+    for group in _groups(model, texts):
+        for number, length, logits in zip(group.numbers, group.lengths, model.head(group.hidden).float(), strict=True):
+            judged[number] = logits[:length] if isinstance(model.spec.head, Discriminator) else logits
+    return [logits for logits in judged if logits is not None]
+
+
+@torch.inference_mode()
+def pseudo_score(model: Model, texts: Sequence[Framed], mask: int, special: frozenset[int]) -> list[Score]:
+    """Return for each text the sum over its tokens of log p(token | all others), each hidden in turn by the id `mask`
+    (Salazar et al. 2019, arXiv:1910.14659). Ids in `special` are seen, never scored."""
+    _require_lm(model)
+    cells = [(n, t) for n, text in enumerate(texts) for t, token in enumerate(text.ids) if token not in special]
+    variants = [_hiding(texts[number], place, mask) for number, place in cells]
+    values: list[list[float]] = [[0.0] * len(text.ids) for text in texts]
+    best = [[True] * len(text.ids) for text in texts]
+    for group in _groups(model, variants):
+        chosen = [cells[number] for number in group.numbers]
+        targets = torch.tensor([texts[n].ids[t] for n, t in chosen], device=model.device)
+        hidden = group.hidden[torch.arange(len(chosen)), [t for _, t in chosen]]
+        for (n, t), value, likeliest in zip(chosen, *logprobs_of(model, hidden, targets), strict=True):
+            values[n][t], best[n][t] = value, likeliest
+    scored = [[t for t, token in enumerate(text.ids) if token not in special] for text in texts]
+    kept = [[row[t] for t in places] for row, places in zip(values, scored, strict=True)]
+    return [Score(float(sum(row)), row, all(flags)) for row, flags in zip(kept, best, strict=True)]
+
+
+def _hiding(text: Framed, place: int, mask: int) -> Framed:
+    return Framed([*text.ids[:place], mask, *text.ids[place + 1 :]], text.segments)
+
+
+def _require_lm(model: Model) -> None:
+    if model.decoder is not None or not isinstance(model.spec.head, LM):
+        raise RequestError(f"{model.spec.name} does not predict hidden tokens: that takes an encoder with an LM head.")
+
+
+def _groups(model: Model, texts: Sequence[Framed], batch_tokens: int = 4096) -> Iterator[_Group]:
+    """Run texts of similar length together, at most `batch_tokens` padded tokens at a time (or one text)."""
+    for numbers in batches([len(text.ids) for text in texts], batch_tokens):
+        lengths = [len(texts[number].ids) for number in numbers]
+        ids, real = padded([texts[number].ids for number in numbers], model.device)
+        yield _Group(numbers, lengths, _hidden(model, ids, real, [texts[number].segments for number in numbers]))
+
+
+def _hidden(model: Model, ids: Tensor, real: Tensor, segments: list[list[int]]) -> Tensor:
+    if model.encoder is None:
+        hidden = model(ids, logits=False).last_hidden_state  # what is padded at the end is seen by nothing before it
+    elif model.decoder is not None:
+        hidden = model.encode(ids, real).last_hidden_state
+    else:
+        types = padded(segments, model.device)[0] if model.spec.embed.segments > 1 else None
+        hidden = model(ids, real, token_type_ids=types, logits=False).last_hidden_state
+    assert isinstance(hidden, Tensor)
+    return hidden

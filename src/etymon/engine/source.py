@@ -1,0 +1,49 @@
+"""Sources of decoders behind an encoder: encoded once, kept while they may be asked for again."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from etymon.nn import Model
+
+Ids = tuple[int, ...]
+
+
+class Sources:
+    """What the encoder made of the last `most` sources, by their ids: requests about one text encode it once."""
+
+    def __init__(self, model: Model, most: int) -> None:
+        self._model, self._most = model, most
+        self._held: OrderedDict[Ids, Tensor] = OrderedDict()
+        self.encoded = 0
+
+    def read(self, sources: Sequence[Ids]) -> tuple[Tensor, Tensor]:
+        """Return hidden states [rows, time, dim] of `sources` padded at their ends, and the mask [rows, time]."""
+        missing = [source for source in dict.fromkeys(sources) if source not in self._held]
+        if missing:
+            self.encoded += len(missing)
+            hidden = self._model.encode(*padded(missing, self._model.device)).last_hidden_state
+            self._held |= {ids: row[: len(ids)].clone() for ids, row in zip(missing, hidden, strict=True)}
+        rows = [self._held[source] for source in sources]
+        for source in sources:
+            self._held.move_to_end(source)
+        while len(self._held) > self._most:
+            self._held.popitem(last=False)
+        mask = _mask([len(source) for source in sources], self._model.device)
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), mask
+
+
+def padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids [rows, time] of `sequences` padded at their ends, and the mask [rows, time] of what is real."""
+    lengths = [len(ids) for ids in sequences]
+    longest = max(lengths)
+    ids = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in sequences], device=device)
+    return ids, _mask(lengths, device)
+
+
+def _mask(lengths: Sequence[int], device: torch.device) -> Tensor:
+    return (torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]).long()
