@@ -135,7 +135,7 @@ def glam(w: Weights, ids: Tensor) -> Tensor:
             return q @ k + bias[bucket(i - j), h]
 
         def expert(e: int, token: Tensor, ffn: Weights = ffn) -> Tensor:
-            return ffn["experts.down"][e] @ gelu(ffn["experts.up"][e] @ token)
+            return ffn["experts.down.weight"][e] @ gelu(ffn["experts.up.weight"][e] @ token)
 
         x = x + attention(inside(block, "attention.op."), rms(x, block["attention.pre.weight"]), (4, 4, 16), score)
         h = rms(x, block["ffn.pre.weight"])
@@ -153,8 +153,8 @@ def grok1(w: Weights, ids: Tensor) -> Tensor:
         ffn = inside(block, "ffn.op.")
 
         def expert(e: int, token: Tensor, ffn: Weights = ffn) -> Tensor:
-            gate, up = (ffn["experts.up"][e] @ token).chunk(2)
-            return ffn["experts.down"][e] @ (gelu_tanh(gate) * up)
+            gate, up = (ffn["experts.up.weight"][e] @ token).chunk(2)
+            return ffn["experts.down.weight"][e] @ (gelu_tanh(gate) * up)
 
         def norm(x: Tensor, place: str, block: Weights = block) -> Tensor:
             return rms(x, block[f"{place}.weight"], eps=1e-5)

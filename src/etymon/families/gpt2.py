@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.errors import ConfigError
+from etymon.families.descent import decoder
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Rule, Transpose, affine
-from etymon.spec import LM, Attention, Block, Dense, Embed, LayerNorm, Learned, ModelSpec, Stack, Sub
+from etymon.spec import LM, Attention, Block, Dense, Embed, LayerNorm, Learned, ModelSpec, Sub
 
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -51,16 +52,9 @@ def build(
         attention = Attention(heads=heads, kv_heads=heads, head_dim=head_dim, bias="qkvo", scale=scale)
         return Block(subs=(Sub(pre=norm, op=attention), ffn))
 
-    return ModelSpec(
-        name=name,
-        family="gpt2",
-        vocab=vocab,
-        dim=dim,
-        context=context,
-        embed=Embed(position=Learned(length=context)),
-        decoder=Stack(blocks=tuple(block(i + 1) for i in range(layers)), final_norm=norm),
-        head=LM(tied=tied),
-    )
+    embed = Embed(position=Learned(length=context))
+    blocks, head = tuple(block(i + 1) for i in range(layers)), LM(tied=tied)
+    return decoder(blocks, norm, head, embed=embed, name=name, family="gpt2", vocab=vocab, dim=dim, context=context)
 
 
 def read(reader: ConfigReader) -> ModelSpec:
