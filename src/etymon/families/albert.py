@@ -13,7 +13,8 @@ from etymon.families import bert
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
-from etymon.families.weights import Concat, Rule, affine
+from etymon.families.table import Names, table
+from etymon.families.weights import Rule
 from etymon.spec import LM, Bidirectional, Embed, Factorised, Head, Hidden, LayerNorm, Learned, ModelSpec, Stack
 
 
@@ -72,27 +73,31 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     return bert.write_encoder(spec) | {"architectures": [architecture], "embedding_size": spec.embed.width(spec.dim)}
 
 
+LAYER: Names = {
+    "attention.op.qkv": ("attention.query", "attention.key", "attention.value"),
+    "attention.op.out": "attention.dense",
+    "attention.post": "attention.LayerNorm",
+    "ffn.op.up": "ffn",
+    "ffn.op.down": "ffn_output",
+    "ffn.post": "full_layer_layer_norm",
+}
+TOP: Names = {
+    "embed.tokens": "albert.embeddings.word_embeddings",
+    "embed.positions": "albert.embeddings.position_embeddings",
+    "embed.segments": "albert.embeddings.token_type_embeddings",
+    "embed.norm": "albert.embeddings.LayerNorm",
+    "embed.last": "albert.encoder.embedding_hidden_mapping_in",
+    "layers": "albert.encoder.albert_layer_groups.{}.albert_layers.0",
+    "head.projection.dense": "predictions.dense",
+    "head.projection.norm": "predictions.LayerNorm",
+    "head.linear": "predictions",
+    "head.dense": "albert.pooler",
+}
+
+
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
-    yield Rule("embed.tokens.weight", ("albert.embeddings.word_embeddings.weight",))
-    yield Rule("embed.positions.weight", ("albert.embeddings.position_embeddings.weight",))
-    yield Rule("embed.segments.weight", ("albert.embeddings.token_type_embeddings.weight",))
-    yield from affine("embed.norm", "albert.embeddings.LayerNorm", bias=True)
-    yield from affine("embed.last", "albert.encoder.embedding_hidden_mapping_in", bias=True)
-    ours, theirs = "encoder.blocks.0", "albert.encoder.albert_layer_groups.0.albert_layers.0"
-    qkv = tuple(f"{theirs}.attention.{x}" for x in ("query", "key", "value"))
-    yield from affine(f"{ours}.attention.op.qkv", qkv, bias=True, ops=(Concat((spec.dim,) * 3),))
-    yield from affine(f"{ours}.attention.op.out", f"{theirs}.attention.dense", bias=True)
-    yield from affine(f"{ours}.attention.post", f"{theirs}.attention.LayerNorm", bias=True)
-    yield from affine(f"{ours}.ffn.op.up", f"{theirs}.ffn", bias=True)
-    yield from affine(f"{ours}.ffn.op.down", f"{theirs}.ffn_output", bias=True)
-    yield from affine(f"{ours}.ffn.post", f"{theirs}.full_layer_layer_norm", bias=True)
-    if isinstance(spec.head, LM):
-        yield from affine("head.projection.dense", "predictions.dense", bias=True)
-        yield from affine("head.projection.norm", "predictions.LayerNorm", bias=True)
-        yield Rule("head.linear.bias", ("predictions.bias",))
-    else:
-        yield from affine("head.dense", "albert.pooler", bias=True)
+    return table(spec, LAYER, TOP)
 
 
 FAMILY = Family(

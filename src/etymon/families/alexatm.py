@@ -12,12 +12,13 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from etymon.families import bart
+from etymon.families import bart, bert
 from etymon.families.family import Family, extends
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
-from etymon.families.weights import Concat, Row, Rule, affine
-from etymon.spec import CentredRMSNorm, Embed, Learned, ModelSpec, Stack
+from etymon.families.table import Names, table
+from etymon.families.weights import Row, Rule
+from etymon.spec import CentredRMSNorm, Embed, Learned, ModelSpec
 
 
 @extends(bart.build)
@@ -75,31 +76,25 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def encoder_weights(embed: Embed, stack: Stack, dim: int) -> Iterator[Rule]:
-    """List the tensors of the encoder, which are named as RoBERTa's are."""
-    prefix = "model.encoder"
-    yield Rule("encoder_embed.positions.weight", (f"{prefix}.position_embeddings.weight",))
-    if embed.segments:
-        yield Rule("encoder_embed.segments.weight", (f"{prefix}.token_type_embeddings.weight",))
-    for i in range(len(stack.blocks)):
-        ours, theirs = f"encoder.blocks.{i}", f"{prefix}.pre_ln_encoder.layer.{i}"
-        qkv = tuple(f"{theirs}.attention.self.{x}" for x in ("query", "key", "value"))
-        yield from affine(f"{ours}.attention.pre", f"{theirs}.layer_norm", bias=True)
-        yield from affine(f"{ours}.attention.op.qkv", qkv, bias=True, ops=(Concat((dim,) * 3),))
-        yield from affine(f"{ours}.attention.op.out", f"{theirs}.attention.output.dense", bias=True)
-        yield from affine(f"{ours}.ffn.pre", f"{theirs}.intermediate.layer_norm", bias=True)
-        yield from affine(f"{ours}.ffn.op.up", f"{theirs}.intermediate.dense", bias=True)
-        yield from affine(f"{ours}.ffn.op.down", f"{theirs}.output.dense", bias=True)
-    yield from affine("encoder.final_norm", f"{prefix}.pre_ln_encoder.layer_norm", bias=True)
+ENCODER_LAYER: Names = {  # as RoBERTa's, but for the norms
+    **bert.LAYER,
+    "attention.pre": "layer_norm",
+    "ffn.pre": "intermediate.layer_norm",
+}
+TOP: Names = {
+    "embed.tokens": "model.shared",
+    "encoder_embed.positions": "model.encoder.position_embeddings",
+    "encoder_embed.segments": "model.encoder.token_type_embeddings",
+    "encoder.layers": "model.encoder.pre_ln_encoder.layer.{}",
+    "encoder.final_norm": "model.encoder.pre_ln_encoder.layer_norm",
+    **bart.side("decoder", "embed", "layernorm_output"),
+    "head.linear.bias": "final_logits_bias",
+}
 
 
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
-    assert spec.encoder is not None and spec.encoder_embed is not None
-    yield Rule("embed.tokens.weight", ("model.shared.weight",))
-    yield from encoder_weights(spec.encoder_embed, spec.encoder, spec.dim)
-    yield from bart.side_weights("decoder", spec.embed, spec.trunk, spec.dim, "layernorm_output")
-    yield Rule("head.linear.bias", ("final_logits_bias",), (Row(),))
+    return table(spec, bart.LAYER, TOP, {"head.linear.bias": (Row(),)}, encoder_layer=ENCODER_LAYER)
 
 
 FAMILY = Family(

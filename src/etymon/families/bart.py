@@ -13,7 +13,8 @@ from etymon.errors import ConfigError
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
-from etymon.families.weights import Concat, Row, Rule, affine
+from etymon.families.table import Names, table
+from etymon.families.weights import Row, Rule
 from etymon.spec import (
     LM,
     Attention,
@@ -150,44 +151,41 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
+LAYER: Names = {
+    "attention.op.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "attention.op.out": "self_attn.out_proj",
+    "cross.op.q": "encoder_attn.q_proj",
+    "cross.op.kv": ("encoder_attn.k_proj", "encoder_attn.v_proj"),
+    "cross.op.out": "encoder_attn.out_proj",
+    "ffn.op.up": "fc1",
+    "ffn.op.down": "fc2",
+    **{f"attention.{place}": "self_attn_layer_norm" for place in ("pre", "post")},
+    **{f"cross.{place}": "encoder_attn_layer_norm" for place in ("pre", "post")},
+    **{f"ffn.{place}": "final_layer_norm" for place in ("pre", "post")},
+}
+
+
+def side(name: str, embed: str, final_norm: str = "layer_norm") -> Names:
+    """Return the names of one side outside its layers."""
+    return {
+        f"{embed}.positions": f"model.{name}.embed_positions",
+        f"{embed}.norm": f"model.{name}.layernorm_embedding",
+        f"{name}.layers": f"model.{name}.layers.{{}}",
+        f"{name}.final_norm": f"model.{name}.{final_norm}",
+    }
+
+
+TOP: Names = {
+    "embed.tokens": "model.shared",
+    **side("encoder", "encoder_embed"),
+    **side("decoder", "embed"),
+    "head.linear.bias": "final_logits_bias",
+}
+
+
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
-    assert spec.encoder is not None and spec.encoder_embed is not None
-    yield Rule("embed.tokens.weight", ("model.shared.weight",))
-    yield from side_weights("encoder", spec.encoder_embed, spec.encoder, spec.dim)
-    yield from side_weights("decoder", spec.embed, spec.trunk, spec.dim)
-    yield Rule("head.linear.bias", ("final_logits_bias",), (Row(),))
-
-
-def side_weights(side: str, embed: Embed, stack: Stack, dim: int, final_norm: str = "layer_norm") -> Iterator[Rule]:
-    """List the tensors of one side, whose last norm is published as `final_norm`."""
-    ours = "encoder_embed" if side == "encoder" else "embed"
-    if isinstance(embed.position, Learned):
-        yield Rule(f"{ours}.positions.weight", (f"model.{side}.embed_positions.weight",))
-    if embed.norm:
-        yield from affine(f"{ours}.norm", f"model.{side}.layernorm_embedding", bias=True)
-    for i, block in enumerate(stack.blocks):
-        for sub in block.subs:
-            ours, theirs = f"{side}.blocks.{i}.{sub.op.name}", f"model.{side}.layers.{i}"
-            norm, rules = _op(sub.op, f"{ours}.op", theirs, dim)
-            yield from affine(f"{ours}.pre" if sub.pre else f"{ours}.post", f"{theirs}.{norm}", bias=True)
-            yield from rules
-    if stack.final_norm:
-        yield from affine(f"{side}.final_norm", f"model.{side}.{final_norm}", bias=True)
-
-
-def _op(op: Op, ours: str, theirs: str, dim: int) -> tuple[str, list[Rule]]:
-    """Return the name of the sublayer's norm and the rules of its operator."""
-    if isinstance(op, Dense):
-        up, down = affine(f"{ours}.up", f"{theirs}.fc1", bias=True), affine(f"{ours}.down", f"{theirs}.fc2", bias=True)
-        return "final_layer_norm", [*up, *down]
-    own = isinstance(op, Attention)
-    theirs += ".self_attn" if own else ".encoder_attn"
-    rules = list(affine(f"{ours}.out", f"{theirs}.out_proj", bias=True))
-    for parts in ("qkv",) if own else ("q", "kv"):
-        names = tuple(f"{theirs}.{x}_proj" for x in parts)
-        rules += affine(f"{ours}.{parts}", names, bias=True, ops=(Concat((dim,) * len(parts)),))
-    return ("self_attn_layer_norm" if own else "encoder_attn_layer_norm"), rules
+    return table(spec, LAYER, TOP, {"head.linear.bias": (Row(),)})
 
 
 COPIES = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")

@@ -13,7 +13,8 @@ from etymon.errors import ConfigError, suggest
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
-from etymon.families.weights import Concat, Rule, affine
+from etymon.families.table import Names, table
+from etymon.families.weights import Rule
 from etymon.spec import (
     LM,
     Attention,
@@ -163,35 +164,43 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     return write_encoder(spec) | {"architectures": [kinds[type(spec.head)]]}
 
 
-def encoder_weights(spec: ModelSpec, prefix: str) -> Iterator[Rule]:
-    """List the tensors of embeddings and blocks in published order."""
-    yield Rule("embed.tokens.weight", (f"{prefix}.embeddings.word_embeddings.weight",))
-    yield Rule("embed.positions.weight", (f"{prefix}.embeddings.position_embeddings.weight",))
-    if spec.embed.segments:
-        yield Rule("embed.segments.weight", (f"{prefix}.embeddings.token_type_embeddings.weight",))
-    yield from affine("embed.norm", f"{prefix}.embeddings.LayerNorm", bias=True)
-    for i in range(len(spec.trunk.blocks)):
-        ours, theirs = f"encoder.blocks.{i}", f"{prefix}.encoder.layer.{i}"
-        qkv = tuple(f"{theirs}.attention.self.{x}" for x in ("query", "key", "value"))
-        yield from affine(f"{ours}.attention.op.qkv", qkv, bias=True, ops=(Concat((spec.dim,) * 3),))
-        yield from affine(f"{ours}.attention.op.out", f"{theirs}.attention.output.dense", bias=True)
-        yield from affine(f"{ours}.attention.post", f"{theirs}.attention.output.LayerNorm", bias=True)
-        yield from affine(f"{ours}.ffn.op.up", f"{theirs}.intermediate.dense", bias=True)
-        yield from affine(f"{ours}.ffn.op.down", f"{theirs}.output.dense", bias=True)
-        yield from affine(f"{ours}.ffn.post", f"{theirs}.output.LayerNorm", bias=True)
+LAYER: Names = {
+    "attention.op.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+    "attention.op.out": "attention.output.dense",
+    "attention.post": "attention.output.LayerNorm",
+    "ffn.op.up": "intermediate.dense",
+    "ffn.op.down": "output.dense",
+    "ffn.post": "output.LayerNorm",
+}
+HEADS: dict[type[Head], Names] = {
+    LM: {
+        "head.projection.dense": "cls.predictions.transform.dense",
+        "head.projection.norm": "cls.predictions.transform.LayerNorm",
+        "head.linear": "cls.predictions",
+    },
+    Classify: {"head.dense": "{}.pooler.dense", "head.linear": "classifier"},
+    Hidden: {"head.dense": "{}.pooler.dense"},
+}
+
+
+def encoder_weights(spec: ModelSpec, prefix: str, head: Names, layer: Names = LAYER) -> Iterator[Rule]:
+    """List the tensors of one of BERT's heirs, whose names begin with `prefix` outside its `head`."""
+    top: Names = {
+        "embed.tokens": "{}.embeddings.word_embeddings",
+        "embed.positions": "{}.embeddings.position_embeddings",
+        "embed.segments": "{}.embeddings.token_type_embeddings",
+        "embed.tasks": "{}.embeddings.task_type_embeddings",
+        "embed.norm": "{}.embeddings.LayerNorm",
+        "embed.last": "{}.embeddings_project",
+        **head,
+    }
+    names: Names = {slot: str(name).format(prefix) for slot, name in top.items()}
+    return table(spec, layer, {**names, "layers": prefix + ".encoder.layer.{}"})
 
 
 def weights(spec: ModelSpec, prefix: str = "bert") -> Iterator[Rule]:
     """List the tensors in published order."""
-    yield from encoder_weights(spec, prefix)
-    if isinstance(spec.head, LM):
-        yield from affine("head.projection.dense", "cls.predictions.transform.dense", bias=True)
-        yield from affine("head.projection.norm", "cls.predictions.transform.LayerNorm", bias=True)
-        yield Rule("head.linear.bias", ("cls.predictions.bias",))
-    else:
-        yield from affine("head.dense", f"{prefix}.pooler.dense", bias=True)
-    if isinstance(spec.head, Classify):
-        yield from affine("head.linear", "classifier", bias=True)
+    return encoder_weights(spec, prefix, HEADS[type(spec.head)])
 
 
 _V = {"vocab": 30522}

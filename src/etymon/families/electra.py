@@ -13,7 +13,8 @@ from etymon.families import bert
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
-from etymon.families.weights import Rule, affine
+from etymon.families.table import Names
+from etymon.families.weights import Rule
 from etymon.spec import LM, Discriminator, Factorised, Head, Hidden, ModelSpec
 
 KINDS: dict[str, type[Head]] = {
@@ -79,18 +80,23 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     return bert.write_encoder(spec) | {"architectures": [kind], "embedding_size": spec.embed.width(spec.dim)}
 
 
+HEADS: dict[type[Head], Names] = {
+    LM: {
+        "head.projection.dense": "generator_predictions.dense",
+        "head.projection.norm": "generator_predictions.LayerNorm",
+        "head.linear": "generator_lm_head",
+    },
+    Discriminator: {
+        "head.dense": "discriminator_predictions.dense",
+        "head.linear": "discriminator_predictions.dense_prediction",
+    },
+    Hidden: {},
+}
+
+
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
-    yield from bert.encoder_weights(spec, "electra")
-    if spec.embed.projection is not None:
-        yield from affine("embed.last", "electra.embeddings_project", bias=True)
-    if isinstance(spec.head, LM):
-        yield from affine("head.projection.dense", "generator_predictions.dense", bias=True)
-        yield from affine("head.projection.norm", "generator_predictions.LayerNorm", bias=True)
-        yield Rule("head.linear.bias", ("generator_lm_head.bias",))
-    elif isinstance(spec.head, Discriminator):
-        yield from affine("head.dense", "discriminator_predictions.dense", bias=True)
-        yield from affine("head.linear", "discriminator_predictions.dense_prediction", bias=True)
+    return bert.encoder_weights(spec, "electra", HEADS[type(spec.head)])
 
 
 _GENERATOR = {"kind": "ElectraForMaskedLM"}

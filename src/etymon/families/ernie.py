@@ -46,9 +46,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
 
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
-    yield from bert.weights(spec, "ernie")
-    if spec.embed.tasks:
-        yield Rule("embed.tasks.weight", ("ernie.embeddings.task_type_embeddings.weight",))
+    return bert.weights(spec, "ernie")
 
 
 _ZH = {"vocab": 40000, "segments": 4, "tasks": 3, "context": 2048, "heads": 12, "eps": 1e-5}

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.errors import ConfigError
-from etymon.families.descent import decoder
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
-from etymon.families.weights import Rule, Transpose, affine
-from etymon.spec import LM, Attention, Block, Dense, Embed, LayerNorm, Learned, ModelSpec, Sub
+from etymon.families.table import Names, table
+from etymon.families.weights import Rule, Transpose
+from etymon.spec import LM, Attention, Block, Dense, Embed, LayerNorm, Learned, ModelSpec, Stack, Sub
 
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -52,9 +52,16 @@ def build(
         attention = Attention(heads=heads, kv_heads=heads, head_dim=head_dim, bias="qkvo", scale=scale)
         return Block(subs=(Sub(pre=norm, op=attention), ffn))
 
-    embed = Embed(position=Learned(length=context))
-    blocks, head = tuple(block(i + 1) for i in range(layers)), LM(tied=tied)
-    return decoder(blocks, norm, head, embed=embed, name=name, family="gpt2", vocab=vocab, dim=dim, context=context)
+    return ModelSpec(
+        name=name,
+        family="gpt2",
+        vocab=vocab,
+        dim=dim,
+        context=context,
+        embed=Embed(position=Learned(length=context)),
+        decoder=Stack(blocks=tuple(block(i + 1) for i in range(layers)), final_norm=norm),
+        head=LM(tied=tied),
+    )
 
 
 def read(reader: ConfigReader) -> ModelSpec:
@@ -100,21 +107,26 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
+LAYER: Names = {
+    "attention.pre": "ln_1",
+    "attention.op.qkv": "attn.c_attn",
+    "attention.op.out": "attn.c_proj",
+    "ffn.pre": "ln_2",
+    "ffn.op.up": "mlp.c_fc",
+    "ffn.op.down": "mlp.c_proj",
+}
+TOP: Names = {
+    "embed.tokens": "transformer.wte",
+    "embed.positions": "transformer.wpe",
+    "layers": "transformer.h.{}",
+    "decoder.final_norm": "transformer.ln_f",
+    "head.linear": "lm_head",
+}
+
+
 def weights(spec: ModelSpec) -> Iterator[Rule]:
-    """List the tensors in published order."""
-    yield Rule("embed.tokens.weight", ("transformer.wte.weight",))
-    yield Rule("embed.positions.weight", ("transformer.wpe.weight",))
-    for i in range(len(spec.trunk.blocks)):
-        ours, theirs = f"decoder.blocks.{i}", f"transformer.h.{i}"
-        yield from affine(f"{ours}.attention.pre", f"{theirs}.ln_1", bias=True)
-        yield from affine(f"{ours}.attention.op.qkv", f"{theirs}.attn.c_attn", bias=True, ops=(Transpose(),))
-        yield from affine(f"{ours}.attention.op.out", f"{theirs}.attn.c_proj", bias=True, ops=(Transpose(),))
-        yield from affine(f"{ours}.ffn.pre", f"{theirs}.ln_2", bias=True)
-        yield from affine(f"{ours}.ffn.op.up", f"{theirs}.mlp.c_fc", bias=True, ops=(Transpose(),))
-        yield from affine(f"{ours}.ffn.op.down", f"{theirs}.mlp.c_proj", bias=True, ops=(Transpose(),))
-    yield from affine("decoder.final_norm", "transformer.ln_f", bias=True)
-    if not spec.tied:
-        yield Rule("head.linear.weight", ("lm_head.weight",))
+    """List the tensors in published order; the matrices are [in, out]."""
+    return table(spec, LAYER, TOP, dict.fromkeys((name for name in LAYER if ".op." in name), (Transpose(),)))
 
 
 FAMILY = Family(

@@ -16,7 +16,8 @@ from etymon.families import bert, roberta
 from etymon.families.family import Family, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
-from etymon.families.weights import Concat, Rule, affine
+from etymon.families.table import Names
+from etymon.families.weights import Rule
 from etymon.spec import Attention, Block, GlobalLocalAttention, Head, Hidden, ModelSpec, Op
 
 
@@ -72,14 +73,16 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     return roberta.writing("Longformer")(_with_attention(spec, widen)) | {"attention_window": windows}
 
 
+LAYER: Names = {
+    **bert.LAYER,
+    "attention.op.q_global": "attention.self.query_global",
+    "attention.op.kv_global": ("attention.self.key_global", "attention.self.value_global"),
+}
+
+
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
-    yield from roberta.weights(spec, "longformer")
-    for i in range(len(spec.trunk.blocks)):
-        ours, theirs = f"encoder.blocks.{i}.attention.op", f"longformer.encoder.layer.{i}.attention.self"
-        yield from affine(f"{ours}.q_global", f"{theirs}.query_global", bias=True)
-        kv = (f"{theirs}.key_global", f"{theirs}.value_global")
-        yield from affine(f"{ours}.kv_global", kv, bias=True, ops=(Concat((spec.dim,) * 2),))
+    return roberta.weights(spec, "longformer", LAYER)
 
 
 FAMILY = Family(

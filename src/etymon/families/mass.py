@@ -16,7 +16,8 @@ from etymon.families import xlm
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
-from etymon.families.weights import Concat, Rule, affine
+from etymon.families.table import Names, table
+from etymon.families.weights import Rule
 from etymon.spec import (
     LM,
     Attention,
@@ -92,27 +93,29 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     return config | {"share_inout_emb": True, "is_encoder_decoder": True, "decoder_start_token_id": spec.start}
 
 
+LAYER: Names = {
+    **xlm.LAYER,
+    "cross.op.q": "encoder_attn.{}.q_lin",
+    "cross.op.kv": ("encoder_attn.{}.k_lin", "encoder_attn.{}.v_lin"),
+    "cross.post": "layer_norm15.{}",
+}
+TOP: Names = {
+    f"{ours}.{slot}": f"{side}{name}"
+    for side, embed in (("encoder", "encoder_embed"), ("decoder", "embed"))
+    for ours, slot, name in (
+        (embed, "tokens", ".embeddings"),
+        (embed, "positions", ".position_embeddings"),
+        (embed, "languages", ".lang_embeddings"),
+        (embed, "norm", ".layer_norm_emb"),
+        (side, "layers", ""),
+    )
+} | {"head.linear": "decoder.pred_layer.proj"}
+
+
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
-    for side, embed, stack in (("encoder", "encoder_embed", spec.encoder), ("decoder", "embed", spec.decoder)):
-        assert stack is not None
-        yield Rule(f"{embed}.tokens.weight", (f"{side}.embeddings.weight",))
-        yield from xlm.embed_weights(spec.embed, embed, f"{side}.")
-        for i in range(len(stack.blocks)):
-            yield from xlm.block_weights(f"{side}.blocks.{i}", f"{side}.", i, spec.dim)
-            if side == "decoder":
-                yield from cross_weights(f"decoder.blocks.{i}.cross", i, spec)
-    yield Rule("head.linear.bias", ("decoder.pred_layer.proj.bias",))
-
-
-def cross_weights(ours: str, layer: int, spec: ModelSpec) -> Iterator[Rule]:
-    """List the tensors of a block's attention to the source."""
-    published = f"decoder.encoder_attn.{layer}"
-    count = max(1, spec.embed.languages)
-    yield from xlm.attention_weights(f"{ours}.op", published, spec.dim, ("q", "kv"))
-    each = tuple(f"{published}.out_lin.{language}" for language in range(count))
-    yield from affine(f"{ours}.op.out", each, bias=True, ops=(Concat((spec.dim,) * count),))
-    yield from affine(f"{ours}.post", f"decoder.layer_norm15.{layer}", bias=True)
+    each = tuple(f"encoder_attn.{{}}.out_lin.{language}" for language in range(max(1, spec.embed.languages)))
+    return table(spec, {**LAYER, "cross.op.out": each}, TOP)
 
 
 FAMILY = Family(

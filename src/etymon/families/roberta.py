@@ -14,7 +14,8 @@ from etymon.families import bert
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
-from etymon.families.weights import Rule, affine
+from etymon.families.table import Names
+from etymon.families.weights import Rule
 from etymon.spec import LM, Classify, Head, Hidden, Learned, ModelSpec
 
 
@@ -79,18 +80,20 @@ def writing(prefix: str) -> Any:
     return write
 
 
-def weights(spec: ModelSpec, prefix: str = "roberta") -> Iterator[Rule]:
+HEADS: dict[type[Head], Names] = {
+    LM: {
+        "head.projection.dense": "lm_head.dense",
+        "head.projection.norm": "lm_head.layer_norm",
+        "head.linear": "lm_head",
+    },
+    Classify: {"head.dense": "classifier.dense", "head.linear": "classifier.out_proj"},
+    Hidden: {"head.dense": "{}.pooler.dense"},
+}
+
+
+def weights(spec: ModelSpec, prefix: str = "roberta", layer: Names = bert.LAYER) -> Iterator[Rule]:
     """List the tensors in published order."""
-    yield from bert.encoder_weights(spec, prefix)
-    if isinstance(spec.head, LM):
-        yield from affine("head.projection.dense", "lm_head.dense", bias=True)
-        yield from affine("head.projection.norm", "lm_head.layer_norm", bias=True)
-        yield Rule("head.linear.bias", ("lm_head.bias",))
-    elif isinstance(spec.head, Classify):
-        yield from affine("head.dense", "classifier.dense", bias=True)
-        yield from affine("head.linear", "classifier.out_proj", bias=True)
-    else:
-        yield from affine("head.dense", f"{prefix}.pooler.dense", bias=True)
+    return bert.encoder_weights(spec, prefix, HEADS[type(spec.head)], layer)
 
 
 SKIPPED = (r"\.position_ids$", r"^roberta\.pooler\.", r"^lm_head\.decoder\.bias$")

@@ -12,7 +12,8 @@ from typing import Any
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
-from etymon.families.weights import Rule, affine
+from etymon.families.table import Names, table
+from etymon.families.weights import Rule
 from etymon.spec import LM, Block, ChannelMix, Embed, LayerNorm, ModelSpec, Stack, Sub, TimeMix
 
 
@@ -79,29 +80,34 @@ def write(spec: ModelSpec) -> dict[str, Any]:
 MIXTURES = {"mix_key": "time_mix_key", "mix_value": "time_mix_value", "mix_gate": "time_mix_receptance"}
 
 
+LAYER: Names = {
+    "time_mix.pre": "ln1",
+    "channel_mix.pre": "ln2",
+    **{f"time_mix.op.{own}": f"attention.{name}" for own, name in MIXTURES.items()},
+    "time_mix.op.decay": "attention.time_decay",
+    "time_mix.op.bonus": "attention.time_first",
+    "time_mix.op.key": "attention.key",
+    "time_mix.op.value": "attention.value",
+    "time_mix.op.gate": "attention.receptance",
+    "time_mix.op.out": "attention.output",
+    "channel_mix.op.mix_key": f"feed_forward.{MIXTURES['mix_key']}",
+    "channel_mix.op.mix_gate": f"feed_forward.{MIXTURES['mix_gate']}",
+    "channel_mix.op.key": "feed_forward.key",
+    "channel_mix.op.gate": "feed_forward.receptance",
+    "channel_mix.op.out": "feed_forward.value",
+}
+TOP: Names = {
+    "embed.tokens": "rwkv.embeddings",
+    "embed.norm": "rwkv.blocks.0.pre_ln",
+    "layers": "rwkv.blocks.{}",
+    "decoder.final_norm": "rwkv.ln_out",
+    "head.linear": "head",
+}
+
+
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
-    yield Rule("embed.tokens.weight", ("rwkv.embeddings.weight",))
-    yield from affine("embed.norm", "rwkv.blocks.0.pre_ln", bias=True)
-    for i in range(len(spec.trunk.blocks)):
-        ours, theirs = f"decoder.blocks.{i}", f"rwkv.blocks.{i}"
-        yield from affine(f"{ours}.time_mix.pre", f"{theirs}.ln1", bias=True)
-        yield from affine(f"{ours}.channel_mix.pre", f"{theirs}.ln2", bias=True)
-        time, channel = (
-            (f"{ours}.time_mix.op", f"{theirs}.attention"),
-            (f"{ours}.channel_mix.op", f"{theirs}.feed_forward"),
-        )
-        for own, published in (MIXTURES | {"decay": "time_decay", "bonus": "time_first"}).items():
-            yield Rule(f"{time[0]}.{own}", (f"{time[1]}.{published}",))
-        for own, published in {"key": "key", "value": "value", "gate": "receptance", "out": "output"}.items():
-            yield Rule(f"{time[0]}.{own}.weight", (f"{time[1]}.{published}.weight",))
-        for own in ("mix_key", "mix_gate"):
-            yield Rule(f"{channel[0]}.{own}", (f"{channel[1]}.{MIXTURES[own]}",))
-        for own, published in {"key": "key", "gate": "receptance", "out": "value"}.items():
-            yield Rule(f"{channel[0]}.{own}.weight", (f"{channel[1]}.{published}.weight",))
-    yield from affine("decoder.final_norm", "rwkv.ln_out", bias=True)
-    if not spec.tied:
-        yield Rule("head.linear.weight", ("head.weight",))
+    return table(spec, LAYER, TOP)
 
 
 FAMILY = Family(

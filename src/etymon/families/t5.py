@@ -14,7 +14,8 @@ from etymon.errors import ConfigError, suggest
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
-from etymon.families.weights import Concat, Rule
+from etymon.families.table import Names, table
+from etymon.families.weights import Rule
 from etymon.spec import (
     LM,
     Attention,
@@ -144,39 +145,39 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
+def _layer(*subs: str) -> Names:
+    """Return the names of a block's tensors, which count its sublayers."""
+    names: dict[str, str | tuple[str, ...]] = {}
+    for place, name in enumerate(subs):
+        names[f"{name}.pre"] = f"layer.{place}.layer_norm"
+    q, k, v, o = (f"layer.0.SelfAttention.{x}" for x in "qkvo")
+    names |= {"attention.op.qkv": (q, k, v), "attention.op.out": o}
+    q, k, v, o = (f"layer.1.EncDecAttention.{x}" for x in "qkvo")
+    names |= {"cross.op.q": q, "cross.op.kv": (k, v), "cross.op.out": o}
+    ffn = f"layer.{len(subs) - 1}.DenseReluDense"
+    names |= {"ffn.op.gate_up": (f"{ffn}.wi_0", f"{ffn}.wi_1"), "ffn.op.up": f"{ffn}.wi", "ffn.op.down": f"{ffn}.wo"}
+    return names
+
+
+ENCODER_LAYER, LAYER = _layer("attention", "ffn"), _layer("attention", "cross", "ffn")
+TOP: Names = {
+    "embed.tokens": "shared",
+    **{
+        slot.format(side): name.format(side)
+        for side in ("encoder", "decoder")
+        for slot, name in (
+            ("{}.relative.table", "{}.block.0.layer.0.SelfAttention.relative_attention_bias"),
+            ("{}.layers", "{}.block.{{}}"),
+            ("{}.final_norm", "{}.final_layer_norm"),
+        )
+    },
+    "head.linear": "lm_head",
+}
+
+
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
-    yield Rule("embed.tokens.weight", ("shared.weight",))
-    for side, stack in (("encoder", spec.encoder), ("decoder", spec.decoder)):
-        assert stack is not None
-        bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        yield Rule(f"{side}.relative.table.weight", (bias,))
-        for i, block in enumerate(stack.blocks):
-            for j, sub in enumerate(block.subs):
-                ours, theirs = f"{side}.blocks.{i}.{sub.op.name}", f"{side}.block.{i}.layer.{j}"
-                yield Rule(f"{ours}.pre.weight", (f"{theirs}.layer_norm.weight",))
-                yield from _op(sub.op, f"{ours}.op", theirs)
-        yield Rule(f"{side}.final_norm.weight", (f"{side}.final_layer_norm.weight",))
-    if not spec.tied:
-        yield Rule("head.linear.weight", ("lm_head.weight",))
-
-
-def _op(op: Any, ours: str, theirs: str) -> Iterator[Rule]:
-    if isinstance(op, Attention | CrossAttention):
-        theirs += ".SelfAttention" if isinstance(op, Attention) else ".EncDecAttention"
-        fused = {"qkv": "qkv"} if isinstance(op, Attention) else {"q": "q", "kv": "kv"}
-        for name, parts in fused.items():
-            rows = Concat((op.query_width,) * len(parts))
-            yield Rule(f"{ours}.{name}.weight", tuple(f"{theirs}.{x}.weight" for x in parts), (rows,))
-        yield Rule(f"{ours}.out.weight", (f"{theirs}.o.weight",))
-        return
-    theirs += ".DenseReluDense"
-    if isinstance(op, Gated):
-        gate_up = (f"{theirs}.wi_0.weight", f"{theirs}.wi_1.weight")
-        yield Rule(f"{ours}.gate_up.weight", gate_up, (Concat((op.hidden, op.hidden)),))
-    else:
-        yield Rule(f"{ours}.up.weight", (f"{theirs}.wi.weight",))
-    yield Rule(f"{ours}.down.weight", (f"{theirs}.wo.weight",))
+    return table(spec, LAYER, TOP, encoder_layer=ENCODER_LAYER)
 
 
 COPIES = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")

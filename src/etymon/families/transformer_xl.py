@@ -17,7 +17,8 @@ from etymon.families.descent import attention_of
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
-from etymon.families.weights import Rule, affine
+from etymon.families.table import Names, table
+from etymon.families.weights import Rule
 from etymon.spec import LM, Attention, Block, Dense, Embed, LayerNorm, ModelSpec, RelativeSinusoids, Stack, Sub
 
 
@@ -124,30 +125,27 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-ATTENTION = {
-    "qkv.weight": "qkv_net.weight",
-    "scores.u.weight": "r_w_bias",
-    "scores.v.weight": "r_r_bias",
-    "scores.distances.weight": "r_net.weight",
-    "out.weight": "o_net.weight",
+LAYER: Names = {
+    "attention.op.qkv": "dec_attn.qkv_net",
+    "attention.op.scores.u.weight": "dec_attn.r_w_bias",
+    "attention.op.scores.v.weight": "dec_attn.r_r_bias",
+    "attention.op.scores.distances": "dec_attn.r_net",
+    "attention.op.out": "dec_attn.o_net",
+    "ffn.op.up": "pos_ff.CoreNet.0",
+    "ffn.op.down": "pos_ff.CoreNet.3",
+    **{f"attention.{place}": "dec_attn.layer_norm" for place in ("pre", "post")},
+    **{f"ffn.{place}": "pos_ff.layer_norm" for place in ("pre", "post")},
+}
+TOP: Names = {
+    "embed.tokens": "transformer.word_emb.emb_layers.0",
+    "layers": "transformer.layers.{}",
+    "head.linear": "crit.out_layers.0",
 }
 
 
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
-    yield Rule("embed.tokens.weight", ("transformer.word_emb.emb_layers.0.weight",))
-    for i, block in enumerate(spec.trunk.blocks):
-        place = "pre" if block.subs[0].pre else "post"
-        ours, theirs = f"decoder.blocks.{i}", f"transformer.layers.{i}"
-        for own, published in ATTENTION.items():
-            yield Rule(f"{ours}.attention.op.{own}", (f"{theirs}.dec_attn.{published}",))
-        yield from affine(f"{ours}.attention.{place}", f"{theirs}.dec_attn.layer_norm", bias=True)
-        yield from affine(f"{ours}.ffn.op.up", f"{theirs}.pos_ff.CoreNet.0", bias=True)
-        yield from affine(f"{ours}.ffn.op.down", f"{theirs}.pos_ff.CoreNet.3", bias=True)
-        yield from affine(f"{ours}.ffn.{place}", f"{theirs}.pos_ff.layer_norm", bias=True)
-    if not spec.tied:
-        yield Rule("head.linear.weight", ("crit.out_layers.0.weight",))
-    yield Rule("head.linear.bias", ("crit.out_layers.0.bias",))
+    return table(spec, LAYER, TOP)
 
 
 FAMILY = Family(

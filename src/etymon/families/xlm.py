@@ -14,7 +14,8 @@ from etymon.families import bert
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
-from etymon.families.weights import Concat, Rule, affine
+from etymon.families.table import Names, table
+from etymon.families.weights import Rule
 from etymon.spec import (
     LM,
     Attention,
@@ -123,42 +124,27 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     return write_sizes(spec) | tied | {"architectures": [architecture], "causal": spec.decoder is not None}
 
 
-def embed_weights(spec: Embed, ours: str, prefix: str) -> Iterator[Rule]:
-    """List the tensors of positions, languages and the norm of embeddings."""
-    yield Rule(f"{ours}.positions.weight", (f"{prefix}position_embeddings.weight",))
-    if spec.languages:
-        yield Rule(f"{ours}.languages.weight", (f"{prefix}lang_embeddings.weight",))
-    yield from affine(f"{ours}.norm", f"{prefix}layer_norm_emb", bias=True)
-
-
-def attention_weights(ours: str, published: str, dim: int, parts: tuple[str, ...]) -> Iterator[Rule]:
-    """List the tensors of an attention's projections of its inputs; `parts` are those that ours has as one."""
-    for part in parts:
-        names = tuple(f"{published}.{x}_lin" for x in part)
-        yield from affine(f"{ours}.{part}", names, bias=True, ops=(Concat((dim,) * len(part)),))
-
-
-def block_weights(ours: str, prefix: str, layer: int, dim: int) -> Iterator[Rule]:
-    """List the tensors of a block's self-attention and feed-forward layer."""
-    yield from attention_weights(f"{ours}.attention.op", f"{prefix}attentions.{layer}", dim, ("qkv",))
-    yield from affine(f"{ours}.attention.op.out", f"{prefix}attentions.{layer}.out_lin", bias=True)
-    yield from affine(f"{ours}.attention.post", f"{prefix}layer_norm1.{layer}", bias=True)
-    yield from affine(f"{ours}.ffn.op.up", f"{prefix}ffns.{layer}.lin1", bias=True)
-    yield from affine(f"{ours}.ffn.op.down", f"{prefix}ffns.{layer}.lin2", bias=True)
-    yield from affine(f"{ours}.ffn.post", f"{prefix}layer_norm2.{layer}", bias=True)
+LAYER: Names = {
+    "attention.op.qkv": ("attentions.{}.q_lin", "attentions.{}.k_lin", "attentions.{}.v_lin"),
+    "attention.op.out": "attentions.{}.out_lin",
+    "attention.post": "layer_norm1.{}",
+    "ffn.op.up": "ffns.{}.lin1",
+    "ffn.op.down": "ffns.{}.lin2",
+    "ffn.post": "layer_norm2.{}",
+}
+TOP: Names = {
+    "embed.tokens": "transformer.embeddings",
+    "embed.positions": "transformer.position_embeddings",
+    "embed.languages": "transformer.lang_embeddings",
+    "embed.norm": "transformer.layer_norm_emb",
+    "layers": "transformer",
+    "head.linear": "pred_layer.proj",
+}
 
 
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
-    yield Rule("embed.tokens.weight", ("transformer.embeddings.weight",))
-    yield from embed_weights(spec.embed, "embed", "transformer.")
-    side = "encoder" if spec.decoder is None else "decoder"
-    for i in range(len(spec.trunk.blocks)):
-        yield from block_weights(f"{side}.blocks.{i}", "transformer.", i, spec.dim)
-    if isinstance(spec.head, LM):
-        yield Rule("head.linear.bias", ("pred_layer.proj.bias",))
-        if not spec.tied:
-            yield Rule("head.linear.weight", ("pred_layer.proj.weight",))
+    return table(spec, LAYER, TOP)
 
 
 _1024 = {"dim": 1024, "heads": 8}
