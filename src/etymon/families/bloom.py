@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from etymon.families.descent import attention_of
+from etymon.families.descent import attention_of, decoder
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
 from etymon.families.weights import Regroup, Rule
-from etymon.spec import LM, ALiBi, Attention, Block, Dense, Embed, LayerNorm, ModelSpec, Stack, Sub
+from etymon.spec import LM, ALiBi, Attention, Block, Dense, Embed, LayerNorm, ModelSpec, Sub
 
 
 def build(
@@ -33,18 +33,10 @@ def build(
     norm = LayerNorm(eps=eps)
     attention = Attention(heads=heads, kv_heads=heads, head_dim=dim // heads, bias="qkvo", scores=ALiBi())
     ffn = Dense(hidden=4 * dim, activation="gelu_tanh")
-    return ModelSpec(
-        name=name,
-        family="bloom",
-        vocab=vocab,
-        dim=dim,
-        context=context,
-        embed=Embed(norm=norm),
-        decoder=Stack(
-            blocks=(Block(subs=(Sub(pre=norm, op=attention), Sub(pre=norm, op=ffn))),) * layers, final_norm=norm
-        ),
-        head=LM(tied=tied),
-    )
+    block = Block(subs=(Sub(pre=norm, op=attention), Sub(pre=norm, op=ffn)))
+    embed = Embed(norm=norm)
+    blocks, head = (block,) * layers, LM(tied=tied)
+    return decoder(blocks, norm, head, embed=embed, name=name, family="bloom", vocab=vocab, dim=dim, context=context)
 
 
 def read(reader: ConfigReader) -> ModelSpec:

@@ -1,4 +1,4 @@
-"""Specs of descendants, made from a parent's spec by saying what changed."""
+"""Specs of decoders, and of descendants made from a parent's spec by saying what changed."""
 
 from __future__ import annotations
 
@@ -6,9 +6,22 @@ import dataclasses
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeVar
 
-from etymon.spec import Attention, Block, ModelSpec, MoE
+from etymon.spec import LM, Attention, Block, Embed, ModelSpec, MoE, Norm, Op, Parallel, Stack, Sub
 
 F = TypeVar("F")
+
+
+def decoder(
+    blocks: Sequence[Block], final_norm: Norm | None, head: LM, *, embed: Embed | None = None, **named: Any
+) -> ModelSpec:
+    """Return a decoder of these blocks; `named` are its name, family, vocab, dim and context."""
+    stack = Stack(blocks=tuple(blocks), final_norm=final_norm)
+    return ModelSpec(embed=embed or Embed(), decoder=stack, head=head, **named)
+
+
+def side_by_side(norm: Norm, *ops: Op) -> Block:
+    """Return the block in which all of `ops` read the same stream after one norm (GPT-J's)."""
+    return Block(subs=tuple(Sub(op=op) for op in ops), wiring=Parallel(pre=norm))
 
 
 def with_blocks(spec: ModelSpec, family: str, change: Callable[[Block], Block]) -> ModelSpec:

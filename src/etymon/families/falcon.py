@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from etymon.families.descent import attention_of
+from etymon.families.descent import attention_of, decoder, side_by_side
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -23,14 +23,12 @@ from etymon.spec import (
     Attention,
     Block,
     Dense,
-    Embed,
     LayerNorm,
     ModelSpec,
     Parallel,
     Rope,
     RopeScaling,
     Sequential,
-    Stack,
     Sub,
 )
 
@@ -66,19 +64,11 @@ def build(
     )
     ops = (attention, Dense(hidden=hidden or 4 * dim, activation=activation, bias=bias))
     if norms == 1:
-        block = Block(subs=tuple(Sub(op=op) for op in ops), wiring=Parallel(pre=norm))
+        block = side_by_side(norm, *ops)
     else:
         block = Block(subs=tuple(Sub(op=op, pre=norm) for op in ops), wiring=Parallel() if norms else Sequential())
-    return ModelSpec(
-        name=name,
-        family="falcon",
-        vocab=vocab,
-        dim=dim,
-        context=context,
-        embed=Embed(),
-        decoder=Stack(blocks=(block,) * layers, final_norm=norm),
-        head=LM(tied=tied),
-    )
+    blocks, head = (block,) * layers, LM(tied=tied)
+    return decoder(blocks, norm, head, name=name, family="falcon", vocab=vocab, dim=dim, context=context)
 
 
 def read(reader: ConfigReader) -> ModelSpec:

@@ -8,9 +8,10 @@ first, and that scores are not divided, is what Google's own configuration (gith
 
 from __future__ import annotations
 
+from etymon.families.descent import decoder
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Paper
-from etymon.spec import LM, Attention, Block, BucketBias, Dense, Embed, Gated, ModelSpec, MoE, RMSNorm, Stack, Sub, TopK
+from etymon.spec import LM, Attention, Block, BucketBias, Dense, Gated, ModelSpec, MoE, RMSNorm, Sub, TopK
 
 
 def build(
@@ -39,16 +40,8 @@ def build(
     mixture = MoE(experts=experts, expert=expert, router=TopK(k=k))
     ffns = (mixture, Gated(hidden=hidden, activation=activation))
     pair = [Block(subs=(Sub(pre=norm, op=attention), Sub(pre=norm, op=ffn))) for ffn in ffns]
-    return ModelSpec(
-        name=name,
-        family="glam",
-        vocab=vocab,
-        dim=dim,
-        context=context,
-        embed=Embed(),
-        decoder=Stack(blocks=tuple(pair[i % 2] for i in range(layers)), final_norm=norm),
-        head=LM(tied=tied),
-    )
+    blocks, head = tuple(pair[i % 2] for i in range(layers)), LM(tied=tied)
+    return decoder(blocks, norm, head, name=name, family="glam", vocab=vocab, dim=dim, context=context)
 
 
 FAMILY = Family(

@@ -7,9 +7,10 @@ ones, in six sizes. The paper's counts are those of linear layers without biases
 from __future__ import annotations
 
 from etymon.errors import ConfigError
+from etymon.families.descent import decoder
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Paper
-from etymon.spec import LM, Attention, Block, Dense, Embed, ModelSpec, RelativeSinusoids, RMSNorm, Stack, Sub
+from etymon.spec import LM, Attention, Block, Dense, ModelSpec, RelativeSinusoids, RMSNorm, Sub
 
 
 def build(
@@ -32,16 +33,8 @@ def build(
     attention = Attention(heads=heads, kv_heads=heads, head_dim=dim // heads, scores=RelativeSinusoids())
     ffn = Dense(hidden=hidden or 4 * dim, activation="gelu", bias=False)
     block = Block(subs=(Sub(pre=norm, op=attention), Sub(pre=norm, op=ffn)))
-    return ModelSpec(
-        name=name,
-        family=family,
-        vocab=vocab,
-        dim=dim,
-        context=context,
-        embed=Embed(),
-        decoder=Stack(blocks=(block,) * layers, final_norm=norm),
-        head=LM(tied=tied),
-    )
+    blocks, head = (block,) * layers, LM(tied=tied)
+    return decoder(blocks, norm, head, name=name, family=family, vocab=vocab, dim=dim, context=context)
 
 
 FAMILY = Family(

@@ -10,12 +10,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.errors import ConfigError
+from etymon.families.descent import decoder
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
+<<<<<<< ours
 from etymon.families.table import Names, table
 from etymon.families.weights import Rule, Transpose
 from etymon.spec import LM, Attention, Block, Dense, Embed, LayerNorm, Learned, ModelSpec, Stack, Sub
+=======
+from etymon.families.weights import Rule, Transpose, affine
+from etymon.spec import LM, Attention, Block, Dense, Embed, LayerNorm, Learned, ModelSpec, Sub
+>>>>>>> theirs
 
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
@@ -52,16 +58,9 @@ def build(
         attention = Attention(heads=heads, kv_heads=heads, head_dim=head_dim, bias="qkvo", scale=scale)
         return Block(subs=(Sub(pre=norm, op=attention), ffn))
 
-    return ModelSpec(
-        name=name,
-        family="gpt2",
-        vocab=vocab,
-        dim=dim,
-        context=context,
-        embed=Embed(position=Learned(length=context)),
-        decoder=Stack(blocks=tuple(block(i + 1) for i in range(layers)), final_norm=norm),
-        head=LM(tied=tied),
-    )
+    embed = Embed(position=Learned(length=context))
+    blocks, head = tuple(block(i + 1) for i in range(layers)), LM(tied=tied)
+    return decoder(blocks, norm, head, embed=embed, name=name, family="gpt2", vocab=vocab, dim=dim, context=context)
 
 
 def read(reader: ConfigReader) -> ModelSpec:

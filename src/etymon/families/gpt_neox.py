@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families import llama
-from etymon.families.descent import attention_of
+from etymon.families.descent import attention_of, decoder
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -22,14 +22,12 @@ from etymon.spec import (
     Attention,
     Block,
     Dense,
-    Embed,
     LayerNorm,
     ModelSpec,
     Parallel,
     Rope,
     RopeScaling,
     Sequential,
-    Stack,
     Sub,
 )
 
@@ -59,16 +57,8 @@ def build(
     ffn = Dense(hidden=hidden or 4 * dim, activation=activation)
     wiring = Parallel() if parallel else Sequential()
     block = Block(subs=(Sub(pre=norm, op=attention), Sub(pre=norm, op=ffn)), wiring=wiring)
-    return ModelSpec(
-        name=name,
-        family="gpt_neox",
-        vocab=vocab,
-        dim=dim,
-        context=context,
-        embed=Embed(),
-        decoder=Stack(blocks=(block,) * layers, final_norm=norm),
-        head=LM(tied=tied),
-    )
+    blocks, head = (block,) * layers, LM(tied=tied)
+    return decoder(blocks, norm, head, name=name, family="gpt_neox", vocab=vocab, dim=dim, context=context)
 
 
 def read(reader: ConfigReader) -> ModelSpec:

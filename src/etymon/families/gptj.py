@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from etymon.families.descent import attention_of
+from etymon.families.descent import attention_of, decoder, side_by_side
 from etymon.families.family import Family
 from etymon.families.gpt2 import ACTIVATIONS
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
 from etymon.families.weights import Operation, PermuteRotary, Rule
-from etymon.spec import LM, Attention, Block, Dense, Embed, LayerNorm, ModelSpec, Parallel, Rope, Stack, Sub
+from etymon.spec import LM, Attention, Dense, LayerNorm, ModelSpec, Rope
 
 
 def build(
@@ -38,17 +38,8 @@ def build(
     norm = LayerNorm(eps=eps)
     attention = Attention(heads=heads, kv_heads=heads, head_dim=dim // heads, rope=Rope(dim=rotary_dim))
     ffn = Dense(hidden=hidden or 4 * dim, activation=activation)
-    block = Block(subs=(Sub(op=attention), Sub(op=ffn)), wiring=Parallel(pre=norm))
-    return ModelSpec(
-        name=name,
-        family="gptj",
-        vocab=vocab,
-        dim=dim,
-        context=context,
-        embed=Embed(),
-        decoder=Stack(blocks=(block,) * layers, final_norm=norm),
-        head=LM(tied=tied, bias=True),
-    )
+    blocks, head = (side_by_side(norm, attention, ffn),) * layers, LM(tied=tied, bias=True)
+    return decoder(blocks, norm, head, name=name, family="gptj", vocab=vocab, dim=dim, context=context)
 
 
 def read(reader: ConfigReader) -> ModelSpec:

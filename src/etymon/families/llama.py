@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from etymon.families.descent import decoder
 from etymon.families.family import Family
 from etymon.families.llama_sizes import SIZES
 from etymon.families.origin import Origin, Running
@@ -22,14 +23,12 @@ from etymon.spec import (
     Attention,
     Block,
     Dense,
-    Embed,
     Gated,
     ModelSpec,
     MoE,
     RMSNorm,
     Rope,
     RopeScaling,
-    Stack,
     Sub,
 )
 
@@ -74,16 +73,8 @@ def build(
     )
     ffn = Gated(hidden=hidden, activation=activation, bias=ffn_bias)
     block = Block(subs=(Sub(pre=norm, op=attention), Sub(pre=norm, op=ffn)))
-    return ModelSpec(
-        name=name,
-        family="llama",
-        vocab=vocab,
-        dim=dim,
-        context=context,
-        embed=Embed(),
-        decoder=Stack(blocks=(block,) * layers, final_norm=norm),
-        head=LM(tied=tied),
-    )
+    blocks, head = (block,) * layers, LM(tied=tied)
+    return decoder(blocks, norm, head, name=name, family="llama", vocab=vocab, dim=dim, context=context)
 
 
 def read_sizes(reader: ConfigReader, **defaults: Any) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from etymon.families.descent import decoder
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Rule, affine
-from etymon.spec import LM, Block, Embed, ModelSpec, RMSNorm, SelectiveSSM, Stack, Sub
+from etymon.spec import LM, Block, ModelSpec, RMSNorm, SelectiveSSM, Sub
 
 
 def build(
@@ -44,16 +45,9 @@ def build(
         conv_bias=conv_bias,
     )
     norm = RMSNorm(eps=eps)
-    return ModelSpec(
-        name=name,
-        family="mamba",
-        vocab=vocab,
-        dim=dim,
-        context=context,
-        embed=Embed(),
-        decoder=Stack(blocks=(Block(subs=(Sub(pre=norm, op=op),)),) * layers, final_norm=norm),
-        head=LM(tied=tied),
-    )
+    block = Block(subs=(Sub(pre=norm, op=op),))
+    blocks, head = (block,) * layers, LM(tied=tied)
+    return decoder(blocks, norm, head, name=name, family="mamba", vocab=vocab, dim=dim, context=context)
 
 
 # How fresh weights are drawn, and how the reference computes: nothing that changes the function.
@@ -108,24 +102,31 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def weights(spec: ModelSpec) -> Iterator[Rule]:
-    """List the tensors in published order."""
+def rules(spec: ModelSpec, vectors: dict[str, str], **biases: bool) -> Iterator[Rule]:
+    """List the tensors of a stack of state spaces in published order; `vectors` are names of ours and theirs, `biases`
+    say which linear maps there are, and which of them have a bias."""
     yield Rule("embed.tokens.weight", ("backbone.embeddings.weight",))
-    for i, block in enumerate(spec.trunk.blocks):
-        op = block.subs[0].op
-        assert isinstance(op, SelectiveSSM)
+    for i in range(len(spec.trunk.blocks)):
         ours, theirs = f"decoder.blocks.{i}.ssm", f"backbone.layers.{i}"
         yield Rule(f"{ours}.pre.weight", (f"{theirs}.norm.weight",))
-        yield Rule(f"{ours}.op.log_decay", (f"{theirs}.mixer.A_log",))
-        yield Rule(f"{ours}.op.skip", (f"{theirs}.mixer.D",))
-        yield from affine(f"{ours}.op.conv", f"{theirs}.mixer.conv1d", bias=op.conv_bias)
-        yield from affine(f"{ours}.op.into", f"{theirs}.mixer.in_proj", bias=op.bias)
-        yield from affine(f"{ours}.op.select", f"{theirs}.mixer.x_proj", bias=False)
-        yield from affine(f"{ours}.op.step", f"{theirs}.mixer.dt_proj", bias=True)
-        yield from affine(f"{ours}.op.out", f"{theirs}.mixer.out_proj", bias=op.bias)
+        for own, published in vectors.items():
+            yield Rule(f"{ours}.op.{own}", (f"{theirs}.mixer.{published}",))
+        for own, bias in biases.items():
+            yield from affine(f"{ours}.op.{own}", f"{theirs}.mixer.{LINEAR[own]}", bias=bias)
     yield Rule("decoder.final_norm.weight", ("backbone.norm_f.weight",))
     if not spec.tied:
         yield Rule("head.linear.weight", ("lm_head.weight",))
+
+
+LINEAR = {"conv": "conv1d", "into": "in_proj", "select": "x_proj", "step": "dt_proj", "out": "out_proj"}
+VECTORS = {"log_decay": "A_log", "skip": "D"}
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order."""
+    op = spec.trunk.blocks[0].subs[0].op
+    assert isinstance(op, SelectiveSSM)
+    return rules(spec, VECTORS, conv=op.conv_bias, into=op.bias, select=False, step=True, out=op.bias)
 
 
 FAMILY = Family(

@@ -9,14 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from etymon.families import mamba
+from etymon.families.descent import decoder
 from etymon.families.family import Family
-from etymon.families.mamba import INITIAL, RUNNING
+from etymon.families.mamba import INITIAL, RUNNING, rules
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
-from etymon.families.weights import Rule, affine
-from etymon.spec import LM, Block, DualSSM, Embed, ModelSpec, RMSNorm, Stack, Sub
+from etymon.families.weights import Rule
+from etymon.spec import LM, Block, DualSSM, ModelSpec, RMSNorm, Sub
 
-VECTORS = {"step_bias": "dt_bias", "log_decay": "A_log", "skip": "D", "norm": "norm.weight"}
+VECTORS = {"step_bias": "dt_bias", **mamba.VECTORS, "norm": "norm.weight"}
 UNLIMITED = (0.0, float("inf"))
 
 
@@ -53,16 +55,9 @@ def build(
         step_limit=step_limit,
     )
     norm = RMSNorm(eps=eps)
-    return ModelSpec(
-        name=name,
-        family="mamba2",
-        vocab=vocab,
-        dim=dim,
-        context=context,
-        embed=Embed(),
-        decoder=Stack(blocks=(Block(subs=(Sub(pre=norm, op=op),)),) * layers, final_norm=norm),
-        head=LM(tied=tied),
-    )
+    block = Block(subs=(Sub(pre=norm, op=op),))
+    blocks, head = (block,) * layers, LM(tied=tied)
+    return decoder(blocks, norm, head, name=name, family="mamba2", vocab=vocab, dim=dim, context=context)
 
 
 def read(reader: ConfigReader) -> ModelSpec:
@@ -120,25 +115,9 @@ def write(spec: ModelSpec) -> dict[str, Any]:
 
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
-    yield Rule("embed.tokens.weight", ("backbone.embeddings.weight",))
-    for i, block in enumerate(spec.trunk.blocks):
-        op = block.subs[0].op
-        assert isinstance(op, DualSSM)
-        ours, theirs = f"decoder.blocks.{i}.ssm", f"backbone.layers.{i}"
-        yield Rule(f"{ours}.pre.weight", (f"{theirs}.norm.weight",))
-        for own, published in (
-            ("step_bias", "dt_bias"),
-            ("log_decay", "A_log"),
-            ("skip", "D"),
-            ("norm", "norm.weight"),
-        ):
-            yield Rule(f"{ours}.op.{own}", (f"{theirs}.mixer.{published}",))
-        yield from affine(f"{ours}.op.conv", f"{theirs}.mixer.conv1d", bias=op.conv_bias)
-        yield from affine(f"{ours}.op.into", f"{theirs}.mixer.in_proj", bias=op.bias)
-        yield from affine(f"{ours}.op.out", f"{theirs}.mixer.out_proj", bias=op.bias)
-    yield Rule("decoder.final_norm.weight", ("backbone.norm_f.weight",))
-    if not spec.tied:
-        yield Rule("head.linear.weight", ("lm_head.weight",))
+    op = spec.trunk.blocks[0].subs[0].op
+    assert isinstance(op, DualSSM)
+    return rules(spec, VECTORS, conv=op.conv_bias, into=op.bias, out=op.bias)
 
 
 FAMILY = Family(

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from etymon.families.descent import attention_of
+from etymon.families.descent import attention_of, decoder
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
 from etymon.families.weights import Rule
-from etymon.spec import LM, ALiBi, Attention, Block, Dense, Embed, LayerNorm, ModelSpec, Stack, Sub
+from etymon.spec import LM, ALiBi, Attention, Block, Dense, LayerNorm, ModelSpec, Sub
 
 
 def build(
@@ -39,16 +39,8 @@ def build(
     attention = Attention(heads=heads, kv_heads=heads, head_dim=dim // heads, scores=scores, clip=clip, scale=scale)
     ffn = Dense(hidden=expansion * dim, activation="gelu", bias=False)
     block = Block(subs=(Sub(pre=norm, op=attention), Sub(pre=norm, op=ffn)))
-    return ModelSpec(
-        name=name,
-        family="mpt",
-        vocab=vocab,
-        dim=dim,
-        context=context,
-        embed=Embed(),
-        decoder=Stack(blocks=(block,) * layers, final_norm=norm),
-        head=LM(tied=tied),
-    )
+    blocks, head = (block,) * layers, LM(tied=tied)
+    return decoder(blocks, norm, head, name=name, family="mpt", vocab=vocab, dim=dim, context=context)
 
 
 def read(reader: ConfigReader) -> ModelSpec:

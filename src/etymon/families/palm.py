@@ -11,10 +11,10 @@ import dataclasses
 from typing import Any
 
 from etymon.families import llama
-from etymon.families.descent import with_blocks
+from etymon.families.descent import side_by_side, with_blocks
 from etymon.families.family import Family, extends
 from etymon.families.origin import Origin, Recorded
-from etymon.spec import LM, Block, LayerNorm, ModelSpec, Parallel, Sub
+from etymon.spec import LM, LayerNorm, ModelSpec
 
 
 @extends(llama.build)
@@ -35,11 +35,7 @@ def build(
     sizes = {"vocab": vocab, "dim": dim, "context": context, "hidden": hidden or 4 * dim, "eps": eps}
     spec = llama.build(name=name, kv_heads=kv_heads, head_dim=head_dim, **sizes, **dimensions)  # type: ignore[arg-type]
     norm = LayerNorm(eps=eps, bias=False)
-
-    def block(old: Block) -> Block:
-        return Block(subs=tuple(Sub(op=sub.op) for sub in old.subs), wiring=Parallel(pre=norm))
-
-    spec = with_blocks(spec, "palm", block)
+    spec = with_blocks(spec, "palm", lambda block: side_by_side(norm, *(sub.op for sub in block.subs)))
     head = LM(tied=tied, scale=dim**-0.5)
     return dataclasses.replace(spec, head=head, decoder=dataclasses.replace(spec.trunk, final_norm=norm))
 

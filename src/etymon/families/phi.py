@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families import llama
-from etymon.families.descent import attention_of
+from etymon.families.descent import attention_of, decoder, side_by_side
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -20,16 +20,11 @@ from etymon.families.weights import Rule
 from etymon.spec import (
     LM,
     Attention,
-    Block,
     Dense,
-    Embed,
     LayerNorm,
     ModelSpec,
-    Parallel,
     Rope,
     RopeScaling,
-    Stack,
-    Sub,
 )
 
 
@@ -61,17 +56,8 @@ def build(
         rope=Rope(dim=int(head_dim * rotary_part), base=rope_base, scaling=rope_scaling),
     )
     ffn = Dense(hidden=hidden, activation=activation)
-    block = Block(subs=(Sub(op=attention), Sub(op=ffn)), wiring=Parallel(pre=norm))
-    return ModelSpec(
-        name=name,
-        family="phi",
-        vocab=vocab,
-        dim=dim,
-        context=context,
-        embed=Embed(),
-        decoder=Stack(blocks=(block,) * layers, final_norm=norm),
-        head=LM(tied=tied, bias=True),
-    )
+    blocks, head = (side_by_side(norm, attention, ffn),) * layers, LM(tied=tied, bias=True)
+    return decoder(blocks, norm, head, name=name, family="phi", vocab=vocab, dim=dim, context=context)
 
 
 def read(reader: ConfigReader) -> ModelSpec:

@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from etymon.families.descent import decoder
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Rule, affine
-from etymon.spec import GRU, LM, LSTM, Block, Elman, Embed, ModelSpec, Stack, Sub
+from etymon.spec import GRU, LM, LSTM, Block, Elman, ModelSpec, Sub
 
 Recurrence = Elman | LSTM | GRU
 
@@ -19,16 +20,8 @@ def recurrent_spec(
 ) -> ModelSpec:
     """Return the spec of `layers` of `op` one above the other, without residuals, on embeddings of width `dim`."""
     block = Block(subs=(Sub(op=op, alpha=0.0),))
-    return ModelSpec(
-        name=name,
-        family=family,
-        vocab=vocab,
-        dim=dim,
-        context=context,
-        embed=Embed(),
-        decoder=Stack(blocks=(block,) * layers, final_norm=None),
-        head=LM(tied=tied, bias=True),
-    )
+    blocks, head = (block,) * layers, LM(tied=tied, bias=True)
+    return decoder(blocks, None, head, name=name, family=family, vocab=vocab, dim=dim, context=context)
 
 
 def recurrence(spec: ModelSpec) -> Recurrence:

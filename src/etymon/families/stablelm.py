@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 from etymon.families import llama
-from etymon.families.descent import attention_of, with_attention, with_blocks
+from etymon.families.descent import attention_of, side_by_side, with_attention, with_blocks
 from etymon.families.family import Family, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -37,7 +37,7 @@ def build(
     def block(old: Block) -> Block:
         ops = [sub.op for sub in with_attention(old, rope=rope, bias="qkv" if qkv_bias else "").subs]
         if parallel:
-            return Block(subs=tuple(Sub(op=op) for op in ops), wiring=Parallel(pre=norm))
+            return side_by_side(norm, *ops)
         return Block(subs=tuple(Sub(pre=norm, op=op) for op in ops))
 
     spec = with_blocks(spec, "stablelm", block)
