@@ -14,14 +14,9 @@ from etymon.families.descent import decoder
 from etymon.families.family import Family
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
-<<<<<<< ours
 from etymon.families.table import Names, table
 from etymon.families.weights import Rule, Transpose
-from etymon.spec import LM, Attention, Block, Dense, Embed, LayerNorm, Learned, ModelSpec, Stack, Sub
-=======
-from etymon.families.weights import Rule, Transpose, affine
 from etymon.spec import LM, Attention, Block, Dense, Embed, LayerNorm, Learned, ModelSpec, Sub
->>>>>>> theirs
 
 ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
