@@ -13,6 +13,7 @@ other or side by side.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from functools import reduce
@@ -102,13 +103,25 @@ class Llama3Scaling:
 
 @dataclass(frozen=True, kw_only=True)
 class YarnScaling:
-    """YaRN (Peng et al. 2023, arXiv:2309.00071): frequencies interpolated by ramp, attention scaled by temperature."""
+    """YaRN (Peng et al. 2023, arXiv:2309.00071): frequencies interpolated by ramp, attention scaled by temperature.
+
+    Unless `attention_factor` is given, cos and sin are multiplied by `temperature(mscale)` / `temperature(mscale_all)`,
+    and latent attention's scores, of which only a part turns, by the square of the latter. `truncate` rounds the ends
+    of the ramp to whole pairs.
+    """
 
     factor: float
     original_context: int
     beta_fast: float = 32.0
     beta_slow: float = 1.0
     attention_factor: float | None = None
+    mscale: float = 1.0
+    mscale_all: float = 0.0
+    truncate: bool = True
+
+    def temperature(self, mscale: float) -> float:
+        """Return 0.1 * mscale * log(factor) + 1."""
+        return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +260,38 @@ class Attention(Heads):
         super().__post_init__()
         if self.rope is not None and (self.rope.dim % 2 or self.rope.dim > self.head_dim):
             raise ConfigError(f"attention: rope.dim={self.rope.dim} must be even and at most head_dim={self.head_dim}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAttention:
+    """Keys and values of all heads are made of one vector of `rank` channels per token; beside it a state keeps only a
+    key of `rope.dim` channels that turns and is the same for all heads (DeepSeek-AI 2024, arXiv:2405.04434).
+
+    `head_dim` is the width of what does not turn of a query and its key, `value_dim` that of a value. Queries are made
+    of a vector of `query_rank` channels, unless that is None. `norm` is that of these vectors; `bias` is that of the
+    projections from and to the stream.
+    """
+
+    name: ClassVar[str] = "attention"
+    heads: int
+    head_dim: int
+    value_dim: int
+    rank: int
+    rope: Rope
+    query_rank: int | None = None
+    norm: Norm = field(default_factory=RMSNorm)
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        if min(self.heads, self.head_dim, self.value_dim, self.rank, self.query_rank or 1) < 1 or self.rope.dim % 2:
+            raise ConfigError("attention: heads and widths must be at least 1, and rope.dim even")
+
+    @property
+    def scale(self) -> float:
+        """What the scores are multiplied by."""
+        scaling = self.rope.scaling
+        temperature = scaling.temperature(scaling.mscale_all) if isinstance(scaling, YarnScaling) else 1.0
+        return float((self.head_dim + self.rope.dim) ** -0.5 * temperature**2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -524,6 +569,7 @@ class ChannelMix:
 
 Op = (
     Attention
+    | LatentAttention
     | CrossAttention
     | GlobalLocalAttention
     | Dense

@@ -72,7 +72,18 @@ def show(
 
 def _state_numbers(spec: ModelSpec) -> tuple[int, int]:
     """Return the numbers that a state holds of every token, and those that it holds whatever the length."""
-    from etymon.spec import GRU, LSTM, Attention, ChannelMix, DualSSM, Elman, SelectiveSSM, TimeMix, Window
+    from etymon.spec import (
+        GRU,
+        LSTM,
+        Attention,
+        ChannelMix,
+        DualSSM,
+        Elman,
+        LatentAttention,
+        SelectiveSSM,
+        TimeMix,
+        Window,
+    )
 
     per_token = fixed = 0
     for sub in spec.decoder.subs() if spec.decoder else ():
@@ -80,6 +91,8 @@ def _state_numbers(spec: ModelSpec) -> tuple[int, int]:
         match op:
             case Attention():
                 per_token += 2 * op.kv_width
+            case LatentAttention():
+                per_token += op.rank + op.rope.dim
             case Elman() | GRU() | LSTM():
                 fixed += op.width * (2 if isinstance(op, LSTM) else 1)
             case Window():

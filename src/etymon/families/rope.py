@@ -49,8 +49,9 @@ def read_rope(reader: ConfigReader, *, dim: int, context: int, base: float = 100
                 beta_fast=parameters.take("beta_fast", float, 32.0),
                 beta_slow=parameters.take("beta_slow", float, 1.0),
                 attention_factor=parameters.take("attention_factor", float, None),
+                **_read_mscale(parameters),
+                truncate=parameters.take("truncate", bool, True),
             )
-            parameters.expect("truncate", True)
         case "dynamic":
             scaling = DynamicScaling(
                 factor=parameters.take("factor", float),
@@ -65,6 +66,14 @@ def read_rope(reader: ConfigReader, *, dim: int, context: int, base: float = 100
             )
     parameters.finish()
     return Rope(dim=dim, base=base, scaling=scaling)
+
+
+def _read_mscale(parameters: ConfigReader) -> dict[str, float]:
+    """Read the two factors of YaRN's temperature, which count together only."""
+    mscale, over_all = parameters.take("mscale", float, 0.0), parameters.take("mscale_all_dim", float, 0.0)
+    if bool(mscale) != bool(over_all):
+        raise ConfigError(f"{parameters.where}: mscale and mscale_all_dim belong together, or must both be 0")
+    return {"mscale": mscale, "mscale_all": over_all} if mscale else {}
 
 
 def _read_longrope(reader: ConfigReader, parameters: ConfigReader, context: int) -> LongRopeScaling:
@@ -110,11 +119,13 @@ def write_rope(rope: Rope, head_dim: int | None = None) -> dict[str, Any]:
                 "attention_factor": s.attention_factor,
             }
         case YarnScaling() as s:
-            yarn = {
+            yarn: dict[str, Any] = {
                 "rope_type": "yarn",
                 "factor": s.factor,
                 "original_max_position_embeddings": s.original_context,
                 "beta_fast": s.beta_fast,
                 "beta_slow": s.beta_slow,
             }
-            return common | yarn | ({} if s.attention_factor is None else {"attention_factor": s.attention_factor})
+            yarn |= {} if s.attention_factor is None else {"attention_factor": s.attention_factor}
+            yarn |= {"mscale": s.mscale, "mscale_all_dim": s.mscale_all} if s.mscale_all else {}
+            return common | yarn | ({} if s.truncate else {"truncate": False})

@@ -83,6 +83,29 @@ class PermuteRotary:
 
 
 @dataclass(frozen=True)
+class TurnedFirst:
+    """Of every head the published rows are `plain` ones that do not turn, then `turned` ones that turn in neighbouring
+    pairs; ours begin with those that turn, in halves."""
+
+    heads: int
+    plain: int
+    turned: int
+
+    def _rows(self) -> Tensor:
+        rows = torch.arange(self.heads * (self.plain + self.turned)).view(self.heads, -1)
+        turned = rows[:, self.plain :].unflatten(1, (-1, 2)).transpose(1, 2).flatten(1)
+        return torch.cat((turned, rows[:, : self.plain]), 1).flatten()
+
+    def read(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Published → ours."""
+        return [t[self._rows()] for t in tensors]
+
+    def write(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Ours → published."""
+        return [t[self._rows().argsort()] for t in tensors]
+
+
+@dataclass(frozen=True)
 class StackExperts:
     """The published tensors are matrices of `experts` experts in turn, ours one tensor [experts, rows, columns]; each
     expert's row blocks of `sizes` are published apart."""
@@ -113,7 +136,7 @@ class Row:
         return [t.unsqueeze(0) for t in tensors]
 
 
-Operation = Concat | Transpose | Row | Regroup | PermuteRotary | StackExperts
+Operation = Concat | Transpose | Row | Regroup | PermuteRotary | TurnedFirst | StackExperts
 
 
 @dataclass(frozen=True)

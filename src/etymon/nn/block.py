@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from etymon import spec
 from etymon.nn.attention import Attention, CrossAttention
 from etymon.nn.ffn import Dense, Gated
+from etymon.nn.latent import LatentAttention
 from etymon.nn.layout import Layout
 from etymon.nn.linear import Linear
 from etymon.nn.moe import ExpertLinear, MoE
@@ -28,6 +29,8 @@ def build_op(op: spec.Op, dim: int, visibility: spec.Visibility) -> nn.Module:
     match op:
         case spec.Attention():
             return Attention(op, dim, visibility)
+        case spec.LatentAttention():
+            return LatentAttention(op, dim, visibility)
         case spec.CrossAttention():
             return CrossAttention(op, dim)
         case spec.GlobalLocalAttention():

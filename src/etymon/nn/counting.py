@@ -13,7 +13,16 @@ from etymon.nn.block import Stack, build_block
 from etymon.nn.embed import Embed
 from etymon.nn.head import build_head
 from etymon.nn.moe import MoE
-from etymon.spec import Attention, Block, Causal, CrossAttention, GlobalLocalAttention, ModelSpec, Visibility
+from etymon.spec import (
+    Attention,
+    Block,
+    Causal,
+    CrossAttention,
+    GlobalLocalAttention,
+    LatentAttention,
+    ModelSpec,
+    Visibility,
+)
 from etymon.spec import Stack as StackSpec
 
 
@@ -53,6 +62,9 @@ def flops_per_token(spec: ModelSpec, context: int) -> int:
                 total += (6 if causal else 12) * sub.op.query_width * min(context, sub.op.window or context)
             elif isinstance(sub.op, GlobalLocalAttention):
                 total += 12 * sub.op.heads * sub.op.head_dim * min(context, 2 * sub.op.reach + 1)
+            elif isinstance(sub.op, LatentAttention):
+                width = sub.op.heads * (sub.op.head_dim + sub.op.rope.dim + sub.op.value_dim)
+                total += (3 if causal else 6) * width * context
             elif isinstance(sub.op, CrossAttention):
                 total += 12 * sub.op.query_width * context
     return total

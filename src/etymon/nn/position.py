@@ -46,13 +46,15 @@ def _yarn(rope: spec.Rope, s: spec.YarnScaling, inv_freq: Tensor) -> tuple[Tenso
         """The pair (as a real number) that turns `rotations` times within the original context."""
         return rope.dim * math.log(s.original_context / (rotations * 2 * math.pi)) / (2 * math.log(rope.base))
 
-    low = max(math.floor(pair_with(s.beta_fast)), 0)
-    high = min(math.ceil(pair_with(s.beta_slow)), rope.dim - 1)
+    low, high = pair_with(s.beta_fast), pair_with(s.beta_slow)
+    if s.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, rope.dim - 1)
     pairs = torch.arange(rope.dim // 2, dtype=torch.float32, device=inv_freq.device)
     ramp = ((pairs - low) / max(high - low, 0.001)).clamp(0, 1)
     factor = s.attention_factor
     if factor is None:
-        factor = 0.1 * math.log(s.factor) + 1.0 if s.factor > 1 else 1.0
+        factor = s.temperature(s.mscale) / s.temperature(s.mscale_all)
     return inv_freq / s.factor * ramp + inv_freq * (1 - ramp), factor
 
 

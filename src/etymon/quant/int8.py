@@ -68,6 +68,11 @@ class Int8Linear(nn.Module):
         result.bias = linear.bias
         return result
 
+    @property
+    def matrix(self) -> Tensor:
+        """The matrix W that the int8 rows stand for, in fp32."""
+        return self.weight * self.scale[:, None]
+
     def forward(self, x: Tensor) -> Tensor:
         """Return x W^T + b for x [..., in]."""
         rows = x.reshape(-1, self.in_features)

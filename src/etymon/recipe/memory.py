@@ -23,6 +23,7 @@ from etymon.spec import (
     Elman,
     Gated,
     GlobalLocalAttention,
+    LatentAttention,
     ModelSpec,
     MoE,
     Op,
@@ -84,6 +85,9 @@ def _kept(op: Op, dim: int) -> int:
     match op:
         case Attention():  # fused projection, rotated queries and keys with values, output of attention
             return 2 * (op.query_width + 2 * op.kv_width) + op.query_width
+        case LatentAttention():  # queries, keys, values, what they are made of, and what is mixed
+            wide = op.heads * (2 * (op.head_dim + op.rope.dim) + 2 * op.value_dim)
+            return 2 * wide + 3 * (op.rank + (op.query_rank or 0))
         case CrossAttention():  # the keys and values are made of the source, taken to be as long
             return 2 * (op.query_width + 2 * op.kv_width) + op.query_width
         case GlobalLocalAttention():  # both projections, keys and values of each block's three, output
