@@ -658,7 +658,16 @@ class Bidirectional:
     """Every position sees every other."""
 
 
-Visibility = Causal | Bidirectional
+@dataclass(frozen=True, kw_only=True)
+class Permuted:
+    """A position sees those `within` its reach that the call's order lets it see (default: all), itself, and all that a
+    state remembers. Where a call asks for predictions, a second stream of queries, which begin as one learned vector,
+    sees what its positions see, but not what stands there (Yang et al. 2019, arXiv:1906.08237)."""
+
+    within: Causal | Bidirectional = field(default_factory=Bidirectional)
+
+
+Visibility = Causal | Bidirectional | Permuted
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@ equations."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from torch import Tensor
 import etymon
 from etymon.errors import ConfigError
 from etymon.families import family_named
+from etymon.families.descent import with_attention, with_blocks
 from etymon.nn import Model, count
+from etymon.spec import Bidirectional
 
 GOLDENS = Path(__file__).parent / "goldens"
 # recorded from TransfoXLLMHeadModel of transformers 4.36.2, which is gone from later versions
@@ -86,11 +89,21 @@ def test_saving_gives_the_same_tensors(loaded: Any, tmp_path: Path) -> None:
 
 
 def test_a_reference_that_hides_everything_mixes_all_evenly(tmp_path: Path) -> None:
-    """Without a memory, `same_length` hides every token from every other: the reference's softmax over nothing is even.
-    (So this golden says nothing about distances; the two above do.)"""
+    """Without a memory, `same_length` hides every token from every other; the reference's softmax over nothing is even,
+    and sees the future. So this golden says nothing about distances (those above do), and its form is refused here; but
+    even scores, which a scale of 0 makes, give its outputs."""
     recorded = checkpoint("transfo-xl", tmp_path)
+    with pytest.raises(ConfigError, match="hides all tokens from one another"):
+        etymon.load(tmp_path)
+    checkpoint("transfo-xl", tmp_path, same_length=False)
     model, _ = etymon.load(tmp_path)
-    assert relative(model(recorded["call0.args.0"]).logits.log_softmax(-1), recorded["final_output"]) < TOLERANCE
+    spec = with_blocks(model.spec, "transformer_xl", lambda block: with_attention(block, scale=0.0))
+    stack = dataclasses.replace(spec.trunk, visibility=Bidirectional())
+    even = Model(dataclasses.replace(spec, decoder=stack))
+    even.load_state_dict(model.state_dict())
+    ids, expected = recorded["call0.args.0"], recorded["final_output"]
+    assert relative(even(ids).logits.log_softmax(-1), expected) < TOLERANCE
+    assert relative(model(ids).logits.log_softmax(-1), expected) > 100 * TOLERANCE
 
 
 @pytest.mark.parametrize(

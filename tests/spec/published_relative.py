@@ -14,3 +14,4 @@ PUBLISHED: dict[str, int | str] = {
     "gopher-280b": "280B",
     "chinchilla-70b": "70B",
 }
+PUBLISHED |= {"xlnet-base-cased": 116_750_336, "xlnet-large-cased": 360_300_800}

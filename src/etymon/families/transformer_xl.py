@@ -82,6 +82,8 @@ def read(reader: ConfigReader) -> ModelSpec:
         reader.take(key, object, None)
     memory, clamp = reader.take("mem_len", int, 1600), reader.take("clamp_len", int, 1000)
     same_length = reader.take("same_length", bool, True)
+    if same_length and not memory:
+        raise ConfigError(f"{reader.where}: same_length with mem_len = 0 hides all tokens from one another")
     return build(
         vocab=reader.take("vocab_size", int, 267735),
         dim=dim,

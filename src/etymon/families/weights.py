@@ -136,7 +136,23 @@ class Row:
         return [t.unsqueeze(0) for t in tensors]
 
 
-Operation = Concat | Transpose | Row | Regroup | PermuteRotary | TurnedFirst | StackExperts
+@dataclass(frozen=True)
+class Reshape:
+    """The published tensor has the same numbers in another shape."""
+
+    published: tuple[int, ...]
+    ours: tuple[int, ...]
+
+    def read(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Published → ours."""
+        return [t.reshape(self.ours) for t in tensors]
+
+    def write(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Ours → published."""
+        return [t.reshape(self.published) for t in tensors]
+
+
+Operation = Concat | Transpose | Row | Regroup | PermuteRotary | TurnedFirst | StackExperts | Reshape
 
 
 @dataclass(frozen=True)

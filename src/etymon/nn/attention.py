@@ -56,6 +56,8 @@ class Attention(Mixer):
             # queries and keys lie side by side and turn together; the values are carried along
             qkv_BTHD = rotate(qkv_BTHD, *layout.rotary(op.rope, qkv_BTHD.dtype), op.heads + op.kv_heads)
         q_BTHD, k_BTGD, v_BTGD = qkv_BTHD.split(heads, 2)
+        if layout.order is not None:  # behind the tokens stand queries, whom nobody sees
+            k_BTGD, v_BTGD = k_BTGD[:, : layout.time], v_BTGD[:, : layout.time]
         if cell is None:
             k_BGSD, v_BGSD = k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
         else:
@@ -63,9 +65,10 @@ class Attention(Mixer):
         mask: Tensor | None
         if self.scores is not None:
             q_BTHD, bias = self.scores(q_BTHD, k_BGSD, layout)
-            # a finite least score: who sees nothing mixes all evenly
-            least = torch.finfo(bias.dtype).min
-            mask, is_causal = bias.masked_fill(~layout.mask(self.visibility, op.window), least), False
+            visible = layout.mask(self.visibility, op.window)
+            mask, is_causal = bias.masked_fill(~visible, -torch.inf), False
+            if layout.order is not None:
+                q_BTHD, mask = layout.order.even(q_BTHD, mask, visible)
         elif isinstance(op.scores, spec.ALiBi):
             mask, is_causal = layout.alibi(self.visibility, op.window, op.scores, op.heads, q_BTHD.dtype), False
         elif op.softcap is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import accumulate, chain, repeat
 
+import torch
 from torch import Tensor, nn
 
 from etymon import spec
@@ -20,6 +21,7 @@ from etymon.nn.scores import BucketBias
 from etymon.nn.sliding import GlobalLocalAttention
 from etymon.nn.ssm import DualSSM, SelectiveSSM
 from etymon.nn.state import Cell, Mixer
+from etymon.nn.table import Table
 from etymon.nn.window import Window
 from etymon.nn.wkv import ChannelMix, TimeMix
 
@@ -145,7 +147,9 @@ class Stack(nn.Module):
         super().__init__()
         *widths, end = stack.widths(dim)
         built = zip(stack.blocks, widths, strict=True) if blocks else ()
-        self.blocks = nn.ModuleList(build_block(block, width, stack.visibility) for block, width in built)
+        visibility = stack.visibility.within if isinstance(stack.visibility, spec.Permuted) else stack.visibility
+        self.blocks = nn.ModuleList(build_block(block, width, visibility) for block, width in built)
+        self.query = Table(1, dim) if isinstance(stack.visibility, spec.Permuted) else None
         self.repeats = stack.repeats
         self.relative = None if stack.relative is None else BucketBias(stack.relative, stack.visibility)
         self.final_norm = build_norm(stack.final_norm, end)
@@ -161,6 +165,8 @@ class Stack(nn.Module):
         """Apply to `x` [batch, time, dim]; `trace` collects the stream before every block and the final result."""
         if self.relative is not None:
             layout.bias = self.relative.bias(layout)
+        if layout.order is not None and layout.order.targets is not None and self.query is not None:
+            x = torch.cat((x, self.query.weight.expand(*layout.order.targets.shape, -1)), 1)
         for block in chain.from_iterable(repeat(self.blocks, self.repeats)):
             if trace is not None:
                 trace.append(x)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from etymon import spec
 from etymon.errors import DataError
+from etymon.nn.permutation import Order
 from etymon.nn.position import alibi_slopes, rotary_table
 from etymon.nn.runs import Runs
 from etymon.nn.state import State
@@ -63,6 +64,8 @@ class Layout:
         self.source: Source | None = None
         self.chosen: Chosen | None = None
         self.languages: Tensor | None = None  # [batch, time], where operators differ by language
+        self.order: Order | None = None
+        self.segments: Tensor | None = None  # [batch, time], where scores compare them
         self.bias: Tensor | None = None  # added to the scores of every self-attention, [batch or 1, heads, time, keys]
         self._masks: dict[tuple[spec.Visibility, int | None], tuple[Tensor | None, bool]] = {}
         self._biases: dict[tuple[spec.Visibility, int | None, spec.ALiBi, int, torch.dtype], Tensor] = {}
@@ -159,6 +162,8 @@ class Layout:
         return (self.bias if mask is None else self.bias.masked_fill(~mask, -torch.inf)), False
 
     def _plainest(self, visibility: spec.Visibility, window: int | None) -> tuple[Tensor | None, bool]:
+        if self.order is not None:
+            return self.mask(visibility, window), False
         causal = isinstance(visibility, spec.Causal)
         if window is not None and window >= self.keys:
             window = None
@@ -178,26 +183,46 @@ class Layout:
     def mask(self, visibility: spec.Visibility, window: int | None) -> Tensor:
         """Return a bool mask broadcastable to [batch, 1, time, keys], whatever the kernels could do by themselves."""
         causal = isinstance(visibility, spec.Causal)
-        distance = self.distance()
+        distance = self._from(self._places())
         if self.seen is not None:  # where a token sees nothing, it sees itself
             mask = self.seen | ((distance == 0) & ~self.seen.any(-1, keepdim=True))
+        elif self.ragged and not causal:
+            mask = distance <= (self.time - 1 - self.offsets)[:, None]
         else:
-            mask = distance <= 0 if causal or self.ragged else torch.ones_like(distance, dtype=torch.bool)
+            mask = distance <= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
         if window is not None:
             mask = mask & (distance > -window)
             if not causal:
                 mask = mask & (distance < window)
         if self.documents is not None:
             mask = mask & (self.documents[:, None, :, None] == self.documents[:, None, None, :])
+        if self.order is not None:
+            real = True if self.attention_mask is None else self.attention_mask[:, None, None, :]
+            return self.order.mask(mask & real, self._places())
         if self.attention_mask is not None:
             # a padded position still sees itself, so that no softmax is over nothing
             mask = (mask & self.attention_mask[:, None, None, :]) | (distance == 0)
         return mask
 
     def distance(self) -> Tensor:
-        """Return column of the key minus column of the query, [batch or 1, 1, time, keys]."""
-        query = (self.first + self.offsets).expand(self.batch if self.ragged else 1, self.time)[:, None, :, None]
-        return torch.arange(self.keys, device=self.device) - query
+        """Return column of the key minus column of the query, [batch or 1, 1, time, keys]; behind the call's tokens
+        stand its queries, if it has any."""
+        return self._from(self._places() if self.order is None else self.order.asked(self._places()))
+
+    def _places(self) -> Tensor:
+        """Return the columns of the call's tokens, [batch or 1, time]."""
+        return (self.first + self.offsets).expand(self.batch if self.ragged else 1, self.time)
+
+    def _from(self, places: Tensor) -> Tensor:
+        return torch.arange(self.keys, device=self.device) - places[:, None, :, None]
+
+    def same_segment(self, segments: Tensor) -> Tensor:
+        """Return whether a key is in its query's segment, [batch, 1, time (+ queries), keys], for tokens of `segments`
+        [batch, time]. What a state remembers is in segment 0."""
+        keys = torch.zeros((self.batch, self.keys), dtype=segments.dtype, device=self.device)
+        keys = keys.scatter(1, self._places().expand_as(segments), segments)
+        query = segments if self.order is None else self.order.asked(segments)
+        return query[:, None, :, None] == keys[:, None, None, :]
 
     def alibi(
         self, visibility: spec.Visibility, window: int | None, alibi: spec.ALiBi, heads: int, dtype: torch.dtype

@@ -19,6 +19,8 @@ from etymon.nn.layout import Layout, Source
 from etymon.nn.linear import Linear
 from etymon.nn.moe import ExpertLinear, MoE, Router, balance_loss, z_loss
 from etymon.nn.norm import RMSNorm
+from etymon.nn.permutation import Order
+from etymon.nn.scores import RelativeSinusoids
 from etymon.nn.sliding import GlobalLocalAttention
 from etymon.nn.state import Cell, Mixer, State
 from etymon.spec import ModelSpec
@@ -52,6 +54,7 @@ class Model(nn.Module):
         self.encoder = None if spec.encoder is None else Stack(spec.encoder, spec.dim)
         self.decoder = None if spec.decoder is None else Stack(spec.decoder, spec.dim)
         self.head = build_head(spec.head, spec.vocab, spec.width)
+        self.compares_segments = any(isinstance(x, RelativeSinusoids) and x.s is not None for x in self.modules())
         self.tie()
 
     def tie(self) -> None:
@@ -79,6 +82,8 @@ class Model(nn.Module):
         task_type_ids: Tensor | None = None,
         langs: Tensor | None = None,
         global_attention_mask: Tensor | None = None,
+        perm_mask: Tensor | None = None,
+        target_mapping: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
@@ -103,6 +108,8 @@ class Model(nn.Module):
         token_type_ids [batch, time] say to which segment a token belongs (default: 0), task_type_ids to which task
         (default: 0), langs to which language (default: none).
         global_attention_mask [batch, time] is 1 for the tokens that see all and that all see (default: none).
+        perm_mask [batch, time, time] is 1 where a token does not see another; each row of target_mapping [batch,
+        targets, time] has a 1 at a place to be predicted from what that place sees, and only these are returned.
         documents [batch, time] confines attention to tokens of equal id (packing). A state gets the tokens appended.
         labels are [batch, time] ids (-100 is ignored); a decoder alone must predict each from those before it, other
         models at its own place. `loss` is the mean over those predicted.
@@ -136,13 +143,20 @@ class Model(nn.Module):
             ids, embeds, trunk = input_ids, inputs_embeds, self.trunk
             if any(x is not None for x in (decoder_input_ids, decoder_inputs_embeds, encoder_outputs)):
                 raise DataError("this model has no decoder behind an encoder: pass input_ids")
-            if state is not None and self.decoder is None:
+            if state is not None and not self.remembers:
                 raise DataError("an encoder sees its whole input at once: it cannot take a state")
         if global_attention_mask is not None:
             layout.choose(global_attention_mask, any(isinstance(x, GlobalLocalAttention) for x in trunk.mixers()))
+        if perm_mask is not None or target_mapping is not None:
+            if trunk.query is None:
+                raise DataError("this model has one order: leave out perm_mask and target_mapping")
+            layout.order = Order.read(perm_mask, target_mapping, layout.batch, layout.time)
         trace: list[Tensor] | None = [] if output_hidden_states else None
-        x = self.embed(ids, embeds, layout, kinds)
+        x = self._embedded(self.embed, ids, embeds, layout, kinds)
         x = trunk(x, layout, iter(state.cells) if state is not None else None, trace)
+        if target_mapping is not None:  # hidden states of the tokens and of the queries take turns
+            x = x[:, layout.time :]
+            trace = trace and [part for h in trace for part in (h[:, : layout.time], h[:, layout.time :])]
         if state is not None:
             state.lengths += layout.time
         result = Output(
@@ -182,9 +196,17 @@ class Model(nn.Module):
         trace: list[Tensor] | None = [] if output_hidden_states else None
         embed = self.embed if self.encoder_embed is None else self.encoder_embed
         kinds = {"token_type_ids": token_type_ids, "task_type_ids": task_type_ids, "langs": langs}
-        x = embed(input_ids, inputs_embeds, layout, kinds, getattr(embed, "tokens", self.embed.tokens))
+        x = self._embedded(embed, input_ids, inputs_embeds, layout, kinds)
         x = self.encoder(x, layout, None, trace)
         return Output(last_hidden_state=x, hidden_states=None if trace is None else tuple(trace))
+
+    def _embedded(
+        self, embed: Embed, ids: Tensor | None, embeds: Tensor | None, layout: Layout, kinds: dict[str, Tensor | None]
+    ) -> Tensor:
+        """Return the first stream of `embed`; where scores compare segments, they are told which token has which."""
+        if self.compares_segments:
+            layout.segments = kinds.pop("token_type_ids", None)
+        return embed(ids, embeds, layout, kinds, getattr(embed, "tokens", self.embed.tokens))
 
     def _encoded(
         self,
@@ -218,6 +240,11 @@ class Model(nn.Module):
         return F.pad(labels.masked_fill(labels == IGNORE, self.spec.start)[:, :-1], (1, 0), value=self.spec.start)
 
     @property
+    def remembers(self) -> bool:
+        """Whether a state can hold what the model read: a decoder's tokens, or the segments before a Permuted one."""
+        return self.decoder is not None or self.trunk.query is not None
+
+    @property
     def trunk(self) -> Stack:
         """The stack whose result the head reads: the decoder, or the encoder where there is none."""
         trunk = self.encoder if self.decoder is None else self.decoder
@@ -230,15 +257,16 @@ class Model(nn.Module):
         """Allocate an empty state for `rows` sequences of up to `capacity` tokens, and where the decoder stands behind
         an encoder, for sources of up to `source_capacity` (default: the model's context). Raises ConfigError for a
         model without a decoder."""
-        if self.decoder is None:
+        if not self.remembers:
             raise ConfigError(f"{self.spec.name} is an encoder: it cannot generate, so it has no state")
         dtype = dtype or self.dtype
         source_capacity = source_capacity or self.spec.context
         cells: list[Cell] = []
-        for mixer in self.decoder.mixers():
+        for mixer in self.trunk.mixers():
             columns = source_capacity if isinstance(mixer, CrossAttention) else capacity
             cells.append(mixer.new_state(rows, columns, dtype, self.device))
-        source = None if self.encoder is None else torch.zeros(rows, source_capacity, dtype=torch.bool)
+        behind = self.encoder is not None and self.decoder is not None
+        source = torch.zeros(rows, source_capacity, dtype=torch.bool) if behind else None
         return State(cells, torch.zeros(rows, dtype=torch.int64), capacity, source)
 
     def mixtures(self) -> Iterator[tuple[str, MoE]]:

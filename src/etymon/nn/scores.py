@@ -60,10 +60,18 @@ class RelativeSinusoids(Scores):
         self.scale = op.head_dim**-0.5 if op.scale is None else op.scale
         self.distances = Linear(dim, (op.query_width,), bias=False)
         self.u, self.v = Table(op.heads, op.head_dim), Table(op.heads, op.head_dim)
+        self.s = Table(op.heads, op.head_dim) if scores.segments else None
+        self.segments = Table(2, op.query_width) if scores.segments else None
 
     def forward(self, q_BTHD: Tensor, k_BGSD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
-        """Return q + u, and the scores of distances."""
-        return q_BTHD + self.u.weight, self.bias(q_BTHD, -layout.distance(), layout.keys - 1)
+        """Return q + u, and the scores of distances and segments."""
+        bias = self.bias(q_BTHD, -layout.distance(), layout.keys - 1)
+        if self.s is not None and self.segments is not None and layout.segments is not None:
+            e_2HD = self.segments.weight.unflatten(1, (self.op.heads, -1))
+            scores_BHT2 = ((q_BTHD + self.s.weight) * self.scale).transpose(1, 2) @ e_2HD.permute(1, 2, 0)
+            same, other = scores_BHT2.split(1, 3)
+            bias = bias + torch.where(layout.same_segment(layout.segments), same, other)
+        return q_BTHD + self.u.weight, bias
 
     def bias(self, q_BTHD: Tensor, distance: Tensor, farthest: int) -> Tensor:
         """Return the scores [B, H, T, S] of `distance` (query - key) [B or 1, 1, T, S], at most `farthest` both ways.
