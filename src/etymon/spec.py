@@ -199,14 +199,17 @@ class RelativeSinusoids:
 
 @dataclass(frozen=True, kw_only=True)
 class QKNorm:
-    """Queries and keys normalised before they meet, each `over` one "head" or the "width" of all heads together."""
+    """Queries and keys normalised before they meet, each `over` one "head", with weights that all heads share or, as
+    "each head", with weights of its own; or over the "width" of all heads together."""
 
     norm: Norm
     over: str = "head"
 
     def __post_init__(self) -> None:
-        if self.over not in ("head", "width"):
-            raise ConfigError(f"qk_norm: over={self.over!r} must be 'head' or 'width'")
+        if self.over not in ("head", "each head", "width"):
+            raise ConfigError(f"qk_norm: over={self.over!r} must be 'head', 'each head' or 'width'")
+        if self.over == "each head" and self.norm != LayerNorm(eps=self.norm.eps, bias=False):
+            raise ConfigError("qk_norm: weights of each head are those of a LayerNorm with a scale and no bias")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Rows of Gemma 3 and GLM-4."""
+"""Rows of Gemma 3, GLM-4 and StableLM 2 12B."""
 
 from __future__ import annotations
 
@@ -29,4 +29,6 @@ REFERENCES = [
     ),
     Reference("glm4-0414", _like_llama("Glm4", head_dim=16)),
     Reference("glm4-0414-no-biases", _like_llama("Glm4", head_dim=16, attention_bias=False)),
+    Reference("stablelm-2-12b", _like_llama("StableLm", qk_layernorm=True, use_parallel_residual=True)),
+    Reference("stablelm-each-head", _like_llama("StableLm", qk_layernorm=True, layer_norm_eps=1e-3)),
 ]

@@ -66,4 +66,5 @@ PUBLISHED: dict[str, int | str] = {
     "glam-8b-64e": "143.9B",  # 143B in the paper
     "glam-64b-64e": "1162B",  # 1.2T in the paper
     "grok-1": "315.7B",  # 314B in the announcement
+    "stablelm-2-12b": "12.143B",
 }

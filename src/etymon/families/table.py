@@ -105,6 +105,6 @@ def _rules(
             assert slot.experts is not None
             published = tuple(name.format(expert=e) for e in range(slot.experts) for name in published)
             ops = (StackExperts(slot.experts, slot.parts), *ops)
-        elif len(names) > 1:
+        elif len(names) > 1 and slot.parts:
             ops = (Concat(slot.parts), *ops)
         yield Rule(f"{prefix}{module}{kind}", published, ops)

@@ -10,7 +10,7 @@ from etymon import spec
 from etymon.errors import DataError
 from etymon.nn.layout import Layout
 from etymon.nn.linear import Linear
-from etymon.nn.norm import build_norm
+from etymon.nn.norm import build_qk_norm
 from etymon.nn.position import rotate
 from etymon.nn.scores import build_scores
 from etymon.nn.state import KeyValues, Mixer, SourceKeyValues
@@ -28,11 +28,10 @@ class Attention(Mixer):
         self.visibility = visibility
         self.qkv = Linear(dim, (op.query_width, op.kv_width, op.kv_width), bias="q" in op.bias)
         self.out = Linear(op.query_width, (dim,), bias="o" in op.bias)
-        norm, wide = (op.qk_norm.norm, op.qk_norm.over == "width") if op.qk_norm else (None, False)
-        self.q_norm = build_norm(norm, op.query_width if wide else op.head_dim)
-        self.k_norm = build_norm(norm, op.kv_width if wide else op.head_dim)
+        self.q_norm = build_qk_norm(op.qk_norm, op.heads, op.head_dim)
+        self.k_norm = build_qk_norm(op.qk_norm, op.kv_heads, op.head_dim)
         self.scores = build_scores(op, dim, visibility)
-        self.flat = 2 if wide else 3  # the first dimension that a norm runs over
+        self.flat = 2 if op.qk_norm and op.qk_norm.over == "width" else 3  # the first dimension that a norm runs over
 
     def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> KeyValues:
         """Allocate keys and values for `rows` sequences of up to `capacity` tokens."""

@@ -62,6 +62,23 @@ class CentredRMSNorm(nn.LayerNorm):
         return y.to(x.dtype) * self.weight + self.bias
 
 
+class HeadNorm(nn.LayerNorm):
+    """Every head of [..., heads, width] normalised over its channels and scaled by weights of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` [..., heads, width]."""
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight
+
+
+def build_qk_norm(qk_norm: spec.QKNorm | None, heads: int, head_dim: int) -> nn.Module | None:
+    """Build the module that normalises queries or keys of so many heads; None stands for the identity."""
+    if qk_norm is None:
+        return None
+    if qk_norm.over == "each head":
+        return HeadNorm((heads, head_dim), eps=qk_norm.norm.eps, bias=False)
+    return build_norm(qk_norm.norm, heads * head_dim if qk_norm.over == "width" else head_dim)
+
+
 def build_norm(norm: spec.Norm | None, width: int) -> nn.Module | None:
     """Build the module of `norm` at this width; None stands for the identity."""
     if norm is None:
