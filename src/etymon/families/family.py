@@ -37,10 +37,11 @@ class Family:
     """A family of published models.
 
     `build(name=..., **dimensions)` makes a spec; `sizes` are the dimensions of its published models and `tiny` those
-    of a model for tests. `read` and `write` translate `config.json`, `weights` lists the tensors; `prefix` may be
-    missing from published names; names matching `skipped` that no rule wants are buffers, or parts that this model does
-    without; `copies` may be there but must equal the token embedding; `renamed` replaces patterns in older names. A
-    family that was never published has no format; one published as another family's (Galactica as OPT) has no `read`.
+    of a model for tests. `read` and `write` translate `config.json`, also of `older_types`; `weights` lists the tensors;
+    `prefix` may be missing from published names; names matching `skipped` that no rule wants are buffers, or parts that
+    this model does without; `copies` may be there but must equal the token embedding; `renamed` replaces patterns in
+    older names. A family that was never published has no format; one published as another family's (Galactica as OPT)
+    has no `read`.
     `origin` is its place in the lineage.
     """
 
@@ -49,6 +50,7 @@ class Family:
     paper: str
     origin: Origin = UNTOLD
     model_type: str = ""
+    older_types: tuple[str, ...] = ()
     architecture: str = ""
     build: Callable[..., ModelSpec]
     sizes: dict[str, dict[str, Any]]
@@ -102,7 +104,8 @@ def family_named(name: str) -> Family:
 
 def family_of_model_type(model_type: str, where: str) -> Family:
     """Return the family that reads configs of this `model_type`. Raises ConfigError that names the nearest one."""
-    known = {family.model_type: family for family in families().values() if family.read is not None}
+    readers = [family for family in families().values() if family.read is not None]
+    known = {model_type: family for family in readers for model_type in (family.model_type, *family.older_types)}
     if model_type not in known:
         listing = ", ".join(known)
         raise ConfigError(
