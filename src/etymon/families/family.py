@@ -37,12 +37,11 @@ class Family:
     """A family of published models.
 
     `build(name=..., **dimensions)` makes a spec; `sizes` are the dimensions of its published models and `tiny` those
-    of a model for tests. `read` and `write` translate `config.json`, also of `older_types`; `weights` lists the tensors;
-    `prefix` may be missing from published names; names matching `skipped` that no rule wants are buffers, or parts that
-    this model does without; `copies` may be there but must equal the token embedding; `renamed` replaces patterns in
-    older names. A family that was never published has no format; one published as another family's (Galactica as OPT)
-    has no `read`.
-    `origin` is its place in the lineage.
+    of a model for tests. `read` and `write` translate `config.json`, that of `older_types` too, and `weights` lists the
+    tensors. `prefix` may be missing from published names; names matching `skipped` that no rule wants are buffers, or
+    parts that this model does without; `copies` may be there but must equal the token embedding; `renamed` replaces
+    patterns in older names. A family that was never published has no format; one published as another family's
+    (Galactica as OPT) has no `read`. `origin` is its place in the lineage.
     """
 
     name: str
