@@ -164,6 +164,16 @@ class BucketBias:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RelativeTable:
+    """A learned vector per distance, `span` on either side, shared by all attentions of a stack; what is farther has
+    the last. With `max_distance`, half of the span hold one distance each, the rest grow logarithmically up to it."""
+
+    span: int
+    max_distance: int | None = None
+    norm: Norm | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rope:
     """Rotary positions (Su et al. 2021, arXiv:2104.09864) on the first `dim` channels of each head.
 
@@ -194,6 +204,31 @@ class RelativeSinusoids:
     segments: bool = False
 
 
+@dataclass(frozen=True, kw_only=True)
+class Own:
+    """Vectors of distances pass through a projection of their own."""
+
+    bias: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsContents:
+    """Vectors of distances pass through the projection of the stream's vectors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Disentangled:
+    """Contents and positions compared crosswise (He et al. 2020, arXiv:2006.03654): queries also meet the `keys`, and
+    keys the `queries`, that are made of the distance's vector in the stack's table."""
+
+    keys: Own | AsContents | None
+    queries: Own | AsContents | None
+
+    def __post_init__(self) -> None:
+        if self.keys is None and self.queries is None:
+            raise ConfigError("disentangled scores need keys or queries of positions, or both")
+
+
 # -- operators --------------------------------------------------------------------------------------------------------
 
 
@@ -216,10 +251,11 @@ class QKNorm:
 class Heads:
     """`heads` query heads over `kv_heads` shared key and value heads, each `head_dim` wide.
 
-    `bias` names the projections that carry one: a subset of "qkvo" (q, k and v together or none). `scale` defaults to
-    head_dim ** -0.5.
+    `bias` names the projections that carry one: a subset of "qkvo" (q, k and v together or none; of self-attention
+    also q and v). `scale` defaults to head_dim ** -0.5.
     """
 
+    biases: ClassVar[tuple[str, ...]] = ("", "o", "qkv", "qkvo")
     heads: int
     head_dim: int
     kv_heads: int
@@ -229,8 +265,8 @@ class Heads:
     def __post_init__(self) -> None:
         if self.heads < 1 or self.kv_heads < 1 or self.heads % self.kv_heads:
             raise ConfigError(f"attention: heads={self.heads} must be a positive multiple of kv_heads={self.kv_heads}")
-        if self.bias not in ("", "o", "qkv", "qkvo"):
-            raise ConfigError(f"attention: bias={self.bias!r} must be one of '', 'o', 'qkv', 'qkvo'")
+        if self.bias not in self.biases:
+            raise ConfigError(f"attention: bias={self.bias!r} must be one of {', '.join(map(repr, self.biases))}")
 
     @property
     def query_width(self) -> int:
@@ -252,8 +288,9 @@ class Attention(Heads):
     """
 
     name: ClassVar[str] = "attention"
+    biases: ClassVar[tuple[str, ...]] = (*Heads.biases, "qv", "qvo")
     rope: Rope | None = None
-    scores: ALiBi | BucketBias | RelativeSinusoids | None = None
+    scores: ALiBi | BucketBias | RelativeSinusoids | Disentangled | None = None
     qk_norm: QKNorm | None = None
     window: int | None = None
     clip: float | None = None
@@ -261,6 +298,8 @@ class Attention(Heads):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.scores, Disentangled) and self.heads != self.kv_heads:
+            raise ConfigError("attention: where positions have keys and queries, kv_heads must be heads")
         if self.rope is not None and (self.rope.dim % 2 or self.rope.dim > self.head_dim):
             raise ConfigError(f"attention: rope.dim={self.rope.dim} must be even and at most head_dim={self.head_dim}")
 
@@ -450,6 +489,20 @@ class MoE:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Convolution:
+    """act(W x + b) of the `kernel` positions around each; beyond the ends and at padding there are zeros."""
+
+    name: ClassVar[str] = "convolution"
+    kernel: int
+    activation: str
+
+    def __post_init__(self) -> None:
+        _check_activation(self.activation)
+        if self.kernel % 2 == 0:
+            raise ConfigError(f"convolution: kernel={self.kernel} must be odd, so that it has a middle")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Elman:
     """The simple recurrent layer (Elman 1990), h = act(W x + U h'); it replaces the stream by `width` channels."""
 
@@ -578,6 +631,7 @@ Op = (
     | Dense
     | Gated
     | MoE
+    | Convolution
     | Elman
     | LSTM
     | GRU
@@ -626,7 +680,13 @@ class Parallel:
     pre: Norm | None = None
 
 
-Wiring = Sequential | Parallel
+@dataclass(frozen=True, kw_only=True)
+class Rejoined:
+    """Each sublayer reads what the one before it wrote, but the last reads the block's input, and its result is added
+    to what the others wrote."""
+
+
+Wiring = Sequential | Parallel | Rejoined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -685,7 +745,13 @@ class Stack:
     final_norm: Norm | None
     visibility: Visibility = field(default_factory=Causal)
     repeats: int = 1
-    relative: BucketBias | None = None
+    relative: BucketBias | RelativeTable | None = None
+
+    def __post_init__(self) -> None:
+        ops = {sub.op for block in set(self.blocks) for sub in block.subs}
+        crosswise = any(isinstance(op, Attention) and isinstance(op.scores, Disentangled) for op in ops)
+        if crosswise != isinstance(self.relative, RelativeTable):
+            raise ConfigError("a stack has a RelativeTable where its attentions are Disentangled, and only there")
 
     @property
     def depth(self) -> int:
@@ -778,9 +844,13 @@ class LM:
 
 @dataclass(frozen=True, kw_only=True)
 class Discriminator:
-    """One logit per token, of act(dense(x)): was this token replaced? (Clark et al. 2020, arXiv:2003.10555)"""
+    """One logit per token, of act(dense(x)): was this token replaced? (Clark et al. 2020, arXiv:2003.10555)
+
+    With `context`, of that norm of x plus the first token's vector (He et al. 2021, arXiv:2111.09543).
+    """
 
     activation: str
+    context: Norm | None = None
 
     def __post_init__(self) -> None:
         _check_activation(self.activation)

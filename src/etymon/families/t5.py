@@ -122,7 +122,7 @@ def read(reader: ConfigReader, family: str = "t5", tied: bool | None = None) -> 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    assert spec.encoder is not None and spec.encoder.relative is not None
+    assert spec.encoder is not None and isinstance(spec.encoder.relative, BucketBias)
     attention, _, ffn = (sub.op for sub in spec.trunk.blocks[0].subs)
     norm = spec.trunk.final_norm
     assert isinstance(attention, Attention) and isinstance(ffn, Dense | Gated) and isinstance(norm, RMSNorm)

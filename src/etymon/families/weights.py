@@ -152,7 +152,23 @@ class Reshape:
         return [t.reshape(self.published) for t in tensors]
 
 
-Operation = Concat | Transpose | Row | Regroup | PermuteRotary | TurnedFirst | StackExperts | Reshape
+@dataclass(frozen=True)
+class Taps:
+    """The published weight of a convolution is [out, in, taps]; ours is the matrix [out, taps * in] of its windows. A
+    bias is the same."""
+
+    taps: int
+
+    def read(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Published → ours."""
+        return [t.transpose(1, 2).flatten(1) if t.dim() == 3 else t for t in tensors]
+
+    def write(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Ours → published."""
+        return [t.unflatten(1, (self.taps, -1)).transpose(1, 2) if t.dim() == 2 else t for t in tensors]
+
+
+Operation = Concat | Transpose | Row | Regroup | PermuteRotary | TurnedFirst | StackExperts | Reshape | Taps
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ def read_weights(directory: Path, spec: ModelSpec, family: Family) -> Iterator[t
 def consume(files: Tensors, spec: ModelSpec, family: Family, where: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield our tensors by name, made from published ones wherever they lie. Raises as `read_weights`."""
     assert family.weights is not None
-    published = _by_published_name(files, family)
+    published = _by_published_name(files, family, where)
     rules = list(family.weights(spec))
     wanted = {name for rule in rules for name in rule.published}
     missing = sorted(wanted - published.keys())
@@ -85,13 +85,16 @@ def consume(files: Tensors, spec: ModelSpec, family: Family, where: Path) -> Ite
         yield rule.ours, rule.read([files.read(published[name]) for name in rule.published])
 
 
-def _by_published_name(files: Tensors, family: Family) -> dict[str, str]:
+def _by_published_name(files: Tensors, family: Family, where: Path) -> dict[str, str]:
     """Map full published names to names in the files, which may be old ones or lack the family's prefix."""
-    names = {}
+    names: dict[str, str] = {}
     for stored in files.names():
         name = stored
         for pattern, replacement in family.renamed.items():
             name = re.sub(pattern, replacement, name)
+        if name in names:
+            both = " and ".join(repr(n) for n in sorted((names[name], stored)))
+            raise CheckpointError(f"{where}: there are both {both}, which are names of one tensor")
         names[name] = stored
     if any(name.startswith(family.prefix) for name in names):
         return names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from etymon import spec
 from etymon.errors import DataError
@@ -26,7 +26,11 @@ class Attention(Mixer):
         super().__init__()
         self.op = op
         self.visibility = visibility
-        self.qkv = Linear(dim, (op.query_width, op.kv_width, op.kv_width), bias="q" in op.bias)
+        self.qkv = Linear(dim, (op.query_width, op.kv_width, op.kv_width), bias="k" in op.bias)
+        self.q_bias, self.v_bias = (
+            nn.Parameter(torch.empty(width)) if op.bias.startswith("qv") else None
+            for width in (op.query_width, op.kv_width)
+        )
         self.out = Linear(op.query_width, (dim,), bias="o" in op.bias)
         self.q_norm = build_qk_norm(op.qk_norm, op.heads, op.head_dim)
         self.k_norm = build_qk_norm(op.qk_norm, op.kv_heads, op.head_dim)
@@ -38,11 +42,23 @@ class Attention(Mixer):
         shape = (rows, self.op.kv_heads, capacity, self.op.head_dim)
         return KeyValues(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
 
+    def initialise(self, generator: torch.Generator) -> None:
+        """Biases begin at zero."""
+        for bias in (self.q_bias, self.v_bias):
+            if bias is not None:
+                bias.data.zero_()
+
+    def project(self, x: Tensor) -> Tensor:
+        """Return the queries, keys and values of `x` [..., dim]: [..., H + 2 * G, D]."""
+        qkv = self.qkv(x)
+        if self.q_bias is not None and self.v_bias is not None:
+            qkv = qkv + torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        return qkv.view(*x.shape[:-1], self.op.heads + 2 * self.op.kv_heads, self.op.head_dim)
+
     def forward(self, x: Tensor, layout: Layout, cell: KeyValues | None) -> Tensor:
         """Attend from `x` [batch, time, dim] to the call's tokens, or to all that `cell` holds after appending them."""
         op = self.op
-        B, T, _ = x.shape
-        qkv_BTHD = self.qkv(x).view(B, T, op.heads + 2 * op.kv_heads, op.head_dim)
+        qkv_BTHD = self.project(x)
         heads = (op.heads, op.kv_heads, op.kv_heads)
         if op.clip is not None:
             qkv_BTHD = qkv_BTHD.clamp(-op.clip, op.clip)
@@ -63,7 +79,7 @@ class Attention(Mixer):
             k_BGSD, v_BGSD = cell.append(k_BTGD, v_BTGD, layout.columns)
         mask: Tensor | None
         if self.scores is not None:
-            q_BTHD, bias = self.scores(q_BTHD, k_BGSD, layout)
+            q_BTHD, bias = self.scores(q_BTHD, k_BGSD, layout, self.project)
             visible = layout.mask(self.visibility, op.window)
             mask, is_causal = bias.masked_fill(~visible, -torch.inf), False
             if layout.order is not None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from etymon import spec
 from etymon.nn.attention import Attention, CrossAttention
+from etymon.nn.convolution import Convolution
 from etymon.nn.ffn import Dense, Gated
 from etymon.nn.latent import LatentAttention
 from etymon.nn.layout import Layout
@@ -17,7 +18,7 @@ from etymon.nn.linear import Linear
 from etymon.nn.moe import ExpertLinear, MoE
 from etymon.nn.norm import build_norm
 from etymon.nn.recurrent import Recurrence
-from etymon.nn.scores import BucketBias
+from etymon.nn.scores import BucketBias, build_relative
 from etymon.nn.sliding import GlobalLocalAttention
 from etymon.nn.ssm import DualSSM, SelectiveSSM
 from etymon.nn.state import Cell, Mixer
@@ -43,6 +44,8 @@ def build_op(op: spec.Op, dim: int, visibility: spec.Visibility) -> nn.Module:
             return Gated(op, dim)
         case spec.MoE():
             return MoE(op, dim)
+        case spec.Convolution():
+            return Convolution(op, dim, visibility)
         case spec.Elman() | spec.LSTM() | spec.GRU():
             return Recurrence(op, dim)
         case spec.Window():
@@ -79,9 +82,9 @@ class Sub(nn.Module):
             if isinstance(output, Linear | ExpertLinear):
                 yield output.weight
 
-    def forward(self, x: Tensor, layout: Layout, cells: Iterator[Cell] | None) -> Tensor:
-        """Apply to `x` [batch, time, dim]."""
-        h = self.contribution(x, layout, cells)
+    def forward(self, x: Tensor, layout: Layout, cells: Iterator[Cell] | None, source: Tensor | None = None) -> Tensor:
+        """Apply to `x` [batch, time, dim]; with a `source` of the same shape, the operator reads that."""
+        h = self.contribution(x if source is None else source, layout, cells)
         if self.alpha == 0.0:
             x = h
         else:
@@ -133,11 +136,23 @@ class ParallelBlock(nn.ModuleDict):
         return x
 
 
+class RejoinedBlock(Block):
+    """Sublayers one after the other, of which the last reads the block's input."""
+
+    def forward(self, x: Tensor, layout: Layout, cells: Iterator[Cell] | None) -> Tensor:
+        """Apply to `x` [batch, time, dim]."""
+        source = x
+        *subs, last = self.values()
+        for sub in subs:
+            x = sub(x, layout, cells)
+        return last(x, layout, cells, source)
+
+
 def build_block(block: spec.Block, dim: int, visibility: spec.Visibility) -> nn.Module:
     """Build the module of one block."""
     if isinstance(block.wiring, spec.Parallel):
         return ParallelBlock(block, block.wiring, dim, visibility)
-    return Block(block, dim, visibility)
+    return (RejoinedBlock if isinstance(block.wiring, spec.Rejoined) else Block)(block, dim, visibility)
 
 
 class Stack(nn.Module):
@@ -151,7 +166,7 @@ class Stack(nn.Module):
         self.blocks = nn.ModuleList(build_block(block, width, visibility) for block, width in built)
         self.query = Table(1, dim) if isinstance(stack.visibility, spec.Permuted) else None
         self.repeats = stack.repeats
-        self.relative = None if stack.relative is None else BucketBias(stack.relative, stack.visibility)
+        self.relative = build_relative(stack.relative, dim, stack.visibility)
         self.final_norm = build_norm(stack.final_norm, end)
 
     def mixers(self) -> Iterator[Mixer]:
@@ -163,8 +178,10 @@ class Stack(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout, cells: Iterator[Cell] | None, trace: list[Tensor] | None) -> Tensor:
         """Apply to `x` [batch, time, dim]; `trace` collects the stream before every block and the final result."""
-        if self.relative is not None:
+        if isinstance(self.relative, BucketBias):
             layout.bias = self.relative.bias(layout)
+        elif self.relative is not None:
+            layout.relative = self.relative(layout)
         if layout.order is not None and layout.order.targets is not None and self.query is not None:
             x = torch.cat((x, self.query.weight.expand(*layout.order.targets.shape, -1)), 1)
         for block in chain.from_iterable(repeat(self.blocks, self.repeats)):

@@ -85,12 +85,15 @@ class Discriminator(nn.Module):
 
     def __init__(self, head: spec.Discriminator, dim: int) -> None:
         super().__init__()
+        self.context = build_norm(head.context, dim)
         self.dense = Linear(dim, (dim,), bias=True)
         self.activation = ACTIVATIONS[head.activation]
         self.linear = Linear(dim, (1,), bias=True)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return the logits [batch, time]."""
+        if self.context is not None:
+            hidden = self.context(hidden + hidden[:, :1])
         return self.linear(self.activation(self.dense(hidden))).squeeze(-1)
 
     def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:

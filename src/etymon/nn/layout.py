@@ -66,6 +66,7 @@ class Layout:
         self.languages: Tensor | None = None  # [batch, time], where operators differ by language
         self.order: Order | None = None
         self.segments: Tensor | None = None  # [batch, time], where scores compare them
+        self.relative: tuple[Tensor, Tensor] | None = None  # vectors of distances, and each pair's place among them
         self.bias: Tensor | None = None  # added to the scores of every self-attention, [batch or 1, heads, time, keys]
         self._masks: dict[tuple[spec.Visibility, int | None], tuple[Tensor | None, bool]] = {}
         self._biases: dict[tuple[spec.Visibility, int | None, spec.ALiBi, int, torch.dtype], Tensor] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +11,17 @@ from torch import Tensor, nn
 from etymon import spec
 from etymon.nn.layout import Layout
 from etymon.nn.linear import Linear
+from etymon.nn.norm import build_norm
 from etymon.nn.position import sinusoids
 from etymon.nn.table import Table
+
+Projection = Callable[[Tensor], Tensor]  # to an attention's queries, keys and values: [..., dim] → [..., H + 2 * G, D]
 
 
 class Scores(nn.Module):
     """What an attention adds to its scores. B batch, T time, S keys, H query heads, G key heads, D head width."""
 
-    def forward(self, q_BTHD: Tensor, k_BGSD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    def forward(self, q_BTHD: Tensor, k_BGSD: Tensor, layout: Layout, project: Projection) -> tuple[Tensor, Tensor]:
         """Return the queries that meet the keys, and what is added to the scaled scores: [B or 1, H, T, S]."""
         raise NotImplementedError
 
@@ -31,7 +35,7 @@ class BucketBias(Scores):
         self.both_ways = not isinstance(visibility, spec.Causal)
         self.table = Table(bias.buckets, bias.heads)
 
-    def forward(self, q_BTHD: Tensor, k_BGSD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    def forward(self, q_BTHD: Tensor, k_BGSD: Tensor, layout: Layout, project: Projection) -> tuple[Tensor, Tensor]:
         """Return the queries as they are, and the bias."""
         return q_BTHD, self.bias(layout)
 
@@ -63,7 +67,7 @@ class RelativeSinusoids(Scores):
         self.s = Table(op.heads, op.head_dim) if scores.segments else None
         self.segments = Table(2, op.query_width) if scores.segments else None
 
-    def forward(self, q_BTHD: Tensor, k_BGSD: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
+    def forward(self, q_BTHD: Tensor, k_BGSD: Tensor, layout: Layout, project: Projection) -> tuple[Tensor, Tensor]:
         """Return q + u, and the scores of distances and segments."""
         bias = self.bias(q_BTHD, -layout.distance(), layout.keys - 1)
         if self.s is not None and self.segments is not None and layout.segments is not None:
@@ -89,6 +93,73 @@ class RelativeSinusoids(Scores):
         return scores_BHTP.gather(3, place)
 
 
+class RelativeTable(nn.Module):
+    """A learned vector per distance, in a table that all attentions of a stack share."""
+
+    def __init__(self, relative: spec.RelativeTable, dim: int) -> None:
+        super().__init__()
+        self.span, self.max_distance = relative.span, relative.max_distance
+        self.table = Table(2 * relative.span, dim)
+        self.norm = build_norm(relative.norm, dim)
+
+    def forward(self, layout: Layout) -> tuple[Tensor, Tensor]:
+        """Return the vectors [R, dim] of a call's distances, and which one belongs to a pair, [B or 1, 1, T, S]."""
+        farthest = layout.keys - 1
+        rows = self._row(torch.arange(-farthest, farthest + 1))
+        vectors = self.table.weight[int(rows[0]) : int(rows[-1]) + 1]
+        places = (rows - rows[0]).to(layout.device)[farthest - layout.distance()]
+        return (vectors if self.norm is None else self.norm(vectors)), places
+
+    def _row(self, distance: Tensor) -> Tensor:
+        """Return the table's row of every distance (query - key)."""
+        if self.max_distance is not None:
+            exact = self.span // 2
+            far = distance.abs().clamp(min=exact) / exact
+            growth = far.log() / torch.tensor((self.max_distance - 1) / exact).log()
+            steps = exact + (growth * (exact - 1)).ceil().long()
+            distance = distance.where(distance.abs() <= exact, steps * distance.sign())
+        return (distance + self.span).clamp(0, 2 * self.span - 1)
+
+
+class Disentangled(Scores):
+    """q k(r) + k q(r), with keys and queries made of the vectors r of distances, R of them."""
+
+    def __init__(self, scores: spec.Disentangled, op: spec.Attention, dim: int) -> None:
+        super().__init__()
+        self.op, self.kinds = op, scores
+        self.scale = op.head_dim**-0.5 if op.scale is None else op.scale
+        keys, queries = scores.keys, scores.queries
+        self.keys = Linear(dim, (op.kv_width,), bias=keys.bias) if isinstance(keys, spec.Own) else None
+        self.queries = Linear(dim, (op.query_width,), bias=queries.bias) if isinstance(queries, spec.Own) else None
+
+    def forward(self, q_BTHD: Tensor, k_BGSD: Tensor, layout: Layout, project: Projection) -> tuple[Tensor, Tensor]:
+        """Return the queries as they are, and the scores of positions."""
+        assert layout.relative is not None
+        vectors, places = layout.relative
+        shared = project(vectors) if spec.AsContents() in (self.kinds.keys, self.kinds.queries) else None
+        scores = []
+        if self.kinds.keys is not None:
+            k_RHD = self._made(self.keys, vectors, shared, self.op.heads)
+            scores.append(_fetch(q_BTHD.transpose(1, 2), k_RHD, places))
+        if self.kinds.queries is not None:
+            q_RHD = self._made(self.queries, vectors, shared, 0)
+            scores.append(_fetch(k_BGSD, q_RHD, places.transpose(2, 3)).transpose(2, 3))
+        return q_BTHD, sum(scores[1:], scores[0]) * self.scale
+
+    def _made(self, own: Linear | None, vectors: Tensor, shared: Tensor | None, first: int) -> Tensor:
+        """Return what is made of the vectors, [R, H, D], by a projection of their own or that of the contents."""
+        if own is not None:
+            return own(vectors).unflatten(1, (self.op.heads, -1))
+        assert shared is not None
+        return shared[:, first : first + self.op.heads]
+
+
+def _fetch(x_BHTD: Tensor, r_RHD: Tensor, places: Tensor) -> Tensor:
+    """Return [B, H, T, S], the product of each x with that one of the r that `places` [B or 1, 1, T, S] say."""
+    scores_BHTR = x_BHTD @ r_RHD.permute(1, 2, 0)
+    return scores_BHTR.gather(3, places.expand(*scores_BHTR.shape[:3], -1))
+
+
 def build_scores(op: spec.Attention, dim: int, visibility: spec.Visibility) -> Scores | None:
     """Build what `op` adds to its scores; None where that is nothing, or needs no module of its own."""
     match op.scores:
@@ -96,5 +167,20 @@ def build_scores(op: spec.Attention, dim: int, visibility: spec.Visibility) -> S
             return BucketBias(op.scores, visibility)
         case spec.RelativeSinusoids():
             return RelativeSinusoids(op.scores, op, dim, isinstance(visibility, spec.Causal))
+        case spec.Disentangled():
+            return Disentangled(op.scores, op, dim)
         case None | spec.ALiBi():
+            return None
+
+
+def build_relative(
+    relative: spec.BucketBias | spec.RelativeTable | None, dim: int, visibility: spec.Visibility
+) -> BucketBias | RelativeTable | None:
+    """Build what all self-attentions of a stack know of distances."""
+    match relative:
+        case spec.BucketBias():
+            return BucketBias(relative, visibility)
+        case spec.RelativeTable():
+            return RelativeTable(relative, dim)
+        case None:
             return None

@@ -17,6 +17,7 @@ from etymon.spec import (
     LSTM,
     Attention,
     ChannelMix,
+    Convolution,
     CrossAttention,
     Dense,
     DualSSM,
@@ -92,6 +93,8 @@ def _kept(op: Op, dim: int) -> int:
             return 2 * (op.query_width + 2 * op.kv_width) + op.query_width
         case GlobalLocalAttention():  # both projections, keys and values of each block's three, output
             return (5 + 3 * 2 + 2) * op.heads * op.head_dim
+        case Convolution():
+            return (op.kernel + 2) * dim
         case MoE():  # the inputs and outputs of the chosen experts, and what is inside them
             shared = _kept(op.shared.op, dim) if op.shared else 0
             return op.router.k * (2 * dim + _kept(op.expert, dim)) + shared

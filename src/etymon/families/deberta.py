@@ -1,0 +1,247 @@
+"""DeBERTa (He et al. 2020, arXiv:2006.03654).
+
+What was new over RoBERTa: no position is added to the input; instead content and distance meet crosswise in the scores
+of every layer, content to position and position to content. The absolute positions of the paper's mask decoder, which
+only pretraining used, are not part of the published classes and not here. A config that names no architecture is read
+as the encoder alone; heads in the old and the new form (`legacy`) compute the same and are written in the new one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from etymon.errors import ConfigError
+from etymon.families import bert
+from etymon.families.family import Family
+from etymon.families.origin import Origin, Running
+from etymon.families.reader import ConfigReader
+from etymon.families.table import Names, table
+from etymon.families.weights import Regroup, Rule
+from etymon.spec import (
+    LM,
+    Attention,
+    Bidirectional,
+    Block,
+    Classify,
+    Dense,
+    Disentangled,
+    Embed,
+    Head,
+    Hidden,
+    LayerNorm,
+    Learned,
+    ModelSpec,
+    Own,
+    RelativeTable,
+    Stack,
+    Sub,
+)
+
+TERMS = ("c2p", "p2c")
+
+
+def build(
+    *,
+    name: str = "deberta",
+    family: str = "deberta",
+    vocab: int = 50265,
+    dim: int,
+    layers: int,
+    heads: int,
+    hidden: int | None = None,
+    context: int = 512,
+    segments: int = 0,
+    eps: float = 1e-7,
+    activation: str = "gelu",
+    span: int | None = None,
+    terms: tuple[str, ...] = TERMS,
+    absolute: bool = False,
+    head: Head | None = None,
+) -> ModelSpec:
+    """Return the spec of a DeBERTa of these dimensions. Distances up to `span` (default: the context) have a vector;
+    `terms` are those of the scores, `absolute` adds learned positions to the input as well."""
+    if not set(terms) <= set(TERMS) or not terms:
+        raise ConfigError(f"terms of the scores are {terms}; known: {', '.join(TERMS)}, at least one")
+    if dim % heads:
+        raise ConfigError(f"dim={dim} must be a multiple of heads={heads}")
+    norm, head_dim = LayerNorm(eps=eps), dim // heads
+    attention = Attention(
+        heads=heads,
+        kv_heads=heads,
+        head_dim=head_dim,
+        bias="qvo",
+        scale=(head_dim * (1 + len(terms))) ** -0.5,
+        scores=Disentangled(
+            keys=Own(bias=False) if "c2p" in terms else None,
+            queries=Own() if "p2c" in terms else None,
+        ),
+    )
+    ffn = Dense(hidden=hidden or 4 * dim, activation=activation)
+    return ModelSpec(
+        name=name,
+        family=family,
+        vocab=vocab,
+        dim=dim,
+        context=context,
+        embed=Embed(position=Learned(length=context) if absolute else None, segments=segments, norm=norm),
+        encoder=Stack(
+            blocks=(Block(subs=(Sub(op=attention, post=norm), Sub(op=ffn, post=norm))),) * layers,
+            final_norm=None,
+            visibility=Bidirectional(),
+            relative=RelativeTable(span=span or context),
+        ),
+        head=head or bert.masked_lm(dim, activation, eps),
+    )
+
+
+def read_encoder(reader: ConfigReader) -> dict[str, Any]:
+    """Read the keys that all DeBERTas have, as arguments of `build`."""
+    terms: Any = reader.take("pos_att_type", object, [])
+    span = reader.take("max_relative_positions", int, -1)
+    other = (("layer_norm_eps", "eps", 1e-7), ("type_vocab_size", "segments", 0))  # than BERT's, where they are absent
+    defaults = {name: value for key, name, value in other if key not in reader}
+    dimensions = bert.read_encoder(reader) | defaults
+    reader.expect("relative_attention", True)
+    reader.expect("embedding_size", dimensions["dim"])
+    reader.expect("pooler_hidden_size", dimensions["dim"])
+    for key in ("padding_idx", "pooler_dropout", "cls_dropout"):
+        reader.take(key, object, None)  # of training alone
+    reader.take("legacy", bool, True)  # which of two names the tensors of the same head have
+    return dimensions | {
+        "terms": tuple(t.strip() for t in (terms.lower().split("|") if isinstance(terms, str) else terms)),
+        "absolute": reader.take("position_biased_input", bool, True),
+        "span": span if span > 0 else None,
+    }
+
+
+def read_head(reader: ConfigReader, prefix: str, others: dict[str, Head] | None = None) -> Head | None:
+    """Read which head a model has, among those of classes that begin with `prefix`, and `others`."""
+    activation = reader.take("pooler_hidden_act", str, "gelu")
+    model, masked, classify = (f"{prefix}{end}" for end in ("Model", "ForMaskedLM", "ForSequenceClassification"))
+    architecture, classes = bert.read_architecture(reader, (model, masked, classify, *(others or ())))
+    classifier = Classify(classes=classes, activation=bert.ACTIVATIONS.get(activation, activation))
+    return {model: Hidden(), classify: classifier, **(others or {})}.get(architecture)
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """Read a `config.json` of model type "deberta"."""
+    reader.expect("talking_head", False)
+    return build(**read_encoder(reader), head=read_head(reader, "Deberta"))
+
+
+def write_encoder(spec: ModelSpec, prefix: str, others: dict[str, Head] | None = None) -> dict[str, Any]:
+    """Write the keys that all DeBERTas have."""
+    attention, ffn, *_ = (sub.op for sub in spec.trunk.blocks[0].subs)
+    norm, relative = spec.embed.norm, spec.trunk.relative
+    assert isinstance(attention, Attention) and isinstance(ffn, Dense) and isinstance(norm, LayerNorm)
+    assert isinstance(attention.scores, Disentangled) and isinstance(relative, RelativeTable)
+    ends = {Hidden: "Model", LM: "ForMaskedLM", Classify: "ForSequenceClassification"}
+    architecture = next((name for name, head in (others or {}).items() if isinstance(spec.head, type(head))), None)
+    activation = {"gelu_tanh": "gelu_new"}
+    classes = spec.head.classes if isinstance(spec.head, Classify) else 2
+    terms = zip(TERMS, (attention.scores.keys, attention.scores.queries), strict=True)
+    return {
+        "architectures": [architecture or prefix + ends[type(spec.head)]],
+        "vocab_size": spec.vocab,
+        "hidden_size": spec.dim,
+        "num_hidden_layers": spec.trunk.depth,
+        "num_attention_heads": attention.heads,
+        "intermediate_size": ffn.hidden,
+        "hidden_act": activation.get(ffn.activation, ffn.activation),
+        "max_position_embeddings": spec.context,
+        "type_vocab_size": spec.embed.segments,
+        "layer_norm_eps": norm.eps,
+        "relative_attention": True,
+        "pos_att_type": [term for term, kind in terms if kind is not None],
+        "max_relative_positions": relative.max_distance or relative.span,
+        "position_biased_input": spec.embed.position is not None,
+        "pooler_hidden_act": spec.head.activation if isinstance(spec.head, Classify) else "gelu",
+        "legacy": False,
+        "id2label": {str(i): f"LABEL_{i}" for i in range(classes)},
+        "label2id": {f"LABEL_{i}": i for i in range(classes)},
+    }
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Write the `config.json` of a spec that `build` made."""
+    return write_encoder(spec, "Deberta")
+
+
+LAYER: Names = {
+    "attention.op.qkv": "attention.self.in_proj",
+    "attention.op.q_bias": "attention.self.q_bias",
+    "attention.op.v_bias": "attention.self.v_bias",
+    "attention.op.scores.keys": "attention.self.pos_proj",
+    "attention.op.scores.queries": "attention.self.pos_q_proj",
+    "attention.op.out": "attention.output.dense",
+    "attention.post": "attention.output.LayerNorm",
+    "ffn.op.up": "intermediate.dense",
+    "ffn.op.down": "output.dense",
+    "ffn.post": "output.LayerNorm",
+}
+TOP: Names = {
+    "embed.tokens": "deberta.embeddings.word_embeddings",
+    "embed.positions": "deberta.embeddings.position_embeddings",
+    "embed.segments": "deberta.embeddings.token_type_embeddings",
+    "embed.norm": "deberta.embeddings.LayerNorm",
+    "layers": "deberta.encoder.layer.{}",
+    "encoder.relative.table": "deberta.encoder.rel_embeddings",
+    "encoder.relative.norm": "deberta.encoder.LayerNorm",
+}
+HEADS: dict[type[Head], Names] = {
+    LM: {
+        "head.projection.dense": "lm_predictions.lm_head.dense",
+        "head.projection.norm": "lm_predictions.lm_head.LayerNorm",
+        "head.linear": "lm_predictions.lm_head",
+    },
+    Classify: {"head.dense": "pooler.dense", "head.linear": "classifier"},
+    Hidden: {},
+}
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order; queries, keys and values of each head lie together."""
+    attention = spec.trunk.blocks[0].subs[0].op
+    assert isinstance(attention, Attention)
+    heads = Regroup(attention.heads, (attention.head_dim,) * 3)
+    return table(spec, LAYER, {**TOP, **HEADS[type(spec.head)]}, {"attention.op.qkv": (heads,)})
+
+
+RENAMED = {
+    r"^cls\.predictions\.transform\.": "lm_predictions.lm_head.",
+    r"^cls\.predictions\.bias$": "lm_predictions.lm_head.bias",
+}
+SKIPPED = (
+    r"\.position_ids$",
+    r"^deberta\.embeddings\.position_embeddings\.",
+    r"^(lm_predictions|mask_predictions|pooler|classifier)\.",
+    r"^cls\.predictions\.decoder\.bias$",
+)
+FAMILY = Family(
+    name="deberta",
+    title="DeBERTa",
+    paper="https://arxiv.org/abs/2006.03654",
+    origin=Origin(
+        published="2020-06",
+        parents=("roberta",),
+        brought="content and distance meet crosswise in the scores",
+        reference=Running(),
+    ),
+    model_type="deberta",
+    architecture="DebertaForMaskedLM",
+    build=build,
+    sizes={
+        "deberta-base": {"dim": 768, "layers": 12, "heads": 12},
+        "deberta-large": {"dim": 1024, "layers": 24, "heads": 16},
+        "deberta-xlarge": {"dim": 1024, "layers": 48, "heads": 16},
+    },
+    tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64, "segments": 2, "span": 12},
+    read=read,
+    write=write,
+    weights=weights,
+    head_name="cls.predictions.decoder.weight",
+    prefix="deberta.",
+    renamed=RENAMED,
+    skipped=SKIPPED,
+)

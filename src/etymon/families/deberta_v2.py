@@ -1,0 +1,178 @@
+"""DeBERTa v2 and v3 (He et al. 2021, arXiv:2111.09543).
+
+What was new over DeBERTa: a SentencePiece vocabulary of 128,000, far distances in logarithmic steps, and (v2) positions
+projected by the same matrices as contents and a convolution beside the first layer; (v3) training as ELECTRA's
+discriminator, whose head sees the first token beside each. Published files keep both heads of v3: an architecture of
+"ReplacedTokenDetectionModel" reads the discriminator's, "DebertaV2ForMaskedLM" the generator's name, none neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from etymon.families import bert, deberta
+from etymon.families.family import Family, extends
+from etymon.families.origin import Origin, Running
+from etymon.families.reader import ConfigReader
+from etymon.families.table import Names, table
+from etymon.families.weights import Rule, Taps
+from etymon.spec import (
+    AsContents,
+    Attention,
+    Block,
+    Convolution,
+    Discriminator,
+    Disentangled,
+    Head,
+    LayerNorm,
+    ModelSpec,
+    Own,
+    Rejoined,
+    RelativeTable,
+    Sub,
+)
+
+
+def detector(activation: str = "gelu", eps: float = 1e-7) -> Discriminator:
+    """Return the head of v3, which says of every token whether it was replaced."""
+    return Discriminator(activation=activation, context=LayerNorm(eps=eps))
+
+
+@extends(deberta.build)
+def build(
+    *,
+    vocab: int = 128100,
+    buckets: int | None = 256,
+    shared: bool = True,
+    normalised: bool = True,
+    kernel: int | None = None,
+    conv_activation: str = "gelu",
+    **dimensions: Any,
+) -> ModelSpec:
+    """Return the spec of a DeBERTa v2 or v3. `buckets` are the vectors on either side where far distances share one, up
+    to `span`; positions are projected as contents are where `shared`, and are `normalised`. `kernel` is the size of a
+    convolution beside the first layer."""
+    named: dict[str, Any] = {"name": "deberta-v2", "family": "deberta-v2", "vocab": vocab}
+    spec = deberta.build(**named | dimensions)
+    norm, relative = spec.embed.norm, spec.trunk.relative
+    assert isinstance(relative, RelativeTable)
+    if buckets is not None:
+        relative = RelativeTable(span=buckets, max_distance=relative.span)
+    blocks = tuple(_changed(block, AsContents() if shared else Own()) for block in spec.trunk.blocks)
+    if kernel is not None:
+        convolution = Sub(op=Convolution(kernel=kernel, activation=conv_activation), post=norm)
+        blocks = (Block(subs=(*blocks[0].subs, convolution), wiring=Rejoined()), *blocks[1:])
+    relative = dataclasses.replace(relative, norm=norm if normalised else None)
+    return dataclasses.replace(spec, encoder=dataclasses.replace(spec.trunk, blocks=blocks, relative=relative))
+
+
+def _changed(block: Block, kind: Own | AsContents) -> Block:
+    attention, ffn = block.subs
+    assert isinstance(attention.op, Attention) and isinstance(attention.op.scores, Disentangled)
+    old = attention.op.scores
+    scores = Disentangled(keys=old.keys and kind, queries=old.queries and kind)
+    op = dataclasses.replace(attention.op, bias="qkvo", scores=scores)
+    return dataclasses.replace(block, subs=(dataclasses.replace(attention, op=op), ffn))
+
+
+def read(reader: ConfigReader) -> ModelSpec:
+    """Read a `config.json` of model type "deberta-v2"."""
+    dimensions, buckets = deberta.read_encoder(reader), reader.take("position_buckets", int, -1)
+    reader.expect("attention_head_size", dimensions["dim"] // dimensions["heads"])
+    kernel, activation = reader.take("conv_kernel_size", int, 0), reader.take("conv_act", str, "tanh")
+    reader.expect("conv_groups", 1)
+    kinds = [kind.strip() for kind in reader.take("norm_rel_ebd", str, "none").lower().split("|")]
+    head = deberta.read_head(reader, "DebertaV2", _heads(dimensions["activation"], dimensions["eps"]))
+    return build(
+        **dimensions,
+        buckets=buckets if buckets > 0 else None,
+        shared=reader.take("share_att_key", bool, False),
+        normalised="layer_norm" in kinds,
+        kernel=kernel if kernel > 0 else None,
+        conv_activation=bert.ACTIVATIONS.get(activation, activation),
+        head=head,
+    )
+
+
+def _heads(activation: str, eps: float) -> dict[str, Head]:
+    return {"ReplacedTokenDetectionModel": detector(activation, eps)}
+
+
+def write(spec: ModelSpec) -> dict[str, Any]:
+    """Write the `config.json` of a spec that `build` made."""
+    attention, _, *convolution = (sub.op for sub in spec.trunk.blocks[0].subs)
+    relative = spec.trunk.relative
+    assert isinstance(attention, Attention) and isinstance(attention.scores, Disentangled)
+    assert isinstance(relative, RelativeTable)
+    shared = isinstance(attention.scores.keys or attention.scores.queries, AsContents)
+    config = {
+        "position_buckets": -1 if relative.max_distance is None else relative.span,
+        "share_att_key": shared,
+        "norm_rel_ebd": "none" if relative.norm is None else "layer_norm",
+    }
+    for op in convolution:
+        assert isinstance(op, Convolution)
+        activation = {"gelu_tanh": "gelu_new"}.get(op.activation, op.activation)
+        config |= {"conv_kernel_size": op.kernel, "conv_act": activation}
+    return deberta.write_encoder(spec, "DebertaV2", _heads("gelu", 1e-7)) | config
+
+
+LAYER: Names = {
+    **deberta.LAYER,
+    "attention.op.qkv": tuple(f"attention.self.{x}_proj" for x in ("query", "key", "value")),
+    "attention.op.scores.keys": "attention.self.pos_key_proj",
+    "attention.op.scores.queries": "attention.self.pos_query_proj",
+    "convolution.op.out": "conv.conv",
+    "convolution.post": "conv.LayerNorm",
+}
+DETECTOR: Names = {
+    "head.context": "mask_predictions.LayerNorm",
+    "head.dense": "mask_predictions.dense",
+    "head.linear": "mask_predictions.classifier",
+}
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order; the convolution's have no layer in their names."""
+    taps = [Taps(sub.op.kernel) for sub in spec.trunk.blocks[0].subs if isinstance(sub.op, Convolution)]
+    head = deberta.HEADS.get(type(spec.head), DETECTOR)
+    for rule in table(spec, LAYER, {**deberta.TOP, **head}, {"convolution.op.out": tuple(taps)}):
+        names = tuple(name.replace(".layer.0.conv.", ".conv.") for name in rule.published)
+        yield dataclasses.replace(rule, published=names)
+
+
+_XL: dict[str, Any] = {"dim": 1536, "heads": 24, "kernel": 3}
+_V3: dict[str, Any] = {"head": detector()}
+_TINY: dict[str, Any] = {"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64, "segments": 2}
+FAMILY = Family(
+    name="deberta-v2",
+    title="DeBERTa v2, v3",
+    paper="https://arxiv.org/abs/2111.09543",
+    origin=Origin(
+        published="2021-02",
+        parents=("deberta", "electra"),
+        brought="far distances share vectors; v3 detects replaced tokens",
+        reference=Running(),
+    ),
+    model_type="deberta-v2",
+    architecture="DebertaV2ForMaskedLM",
+    build=build,
+    sizes={
+        "deberta-v2-xlarge": _XL | {"layers": 24},
+        "deberta-v2-xxlarge": _XL | {"layers": 48},
+        "deberta-v3-xsmall": _V3 | {"dim": 384, "layers": 12, "heads": 6},
+        "deberta-v3-small": _V3 | {"dim": 768, "layers": 6, "heads": 12},
+        "deberta-v3-base": _V3 | {"dim": 768, "layers": 12, "heads": 12},
+        "deberta-v3-large": _V3 | {"dim": 1024, "layers": 24, "heads": 16},
+    },
+    tiny=_TINY | {"buckets": 8, "span": 30, "kernel": 3},
+    read=read,
+    write=write,
+    weights=weights,
+    head_name="cls.predictions.decoder.weight",
+    prefix="deberta.",
+    renamed=deberta.RENAMED | {r"^mask_predictions\.classifer\.": "mask_predictions.classifier."},
+    skipped=(*deberta.SKIPPED, r"^deberta\.embeddings\.word_embeddings\._weight$"),
+)
