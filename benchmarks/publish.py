@@ -97,6 +97,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2, help="threads of torch, on every side")
     parser.add_argument("--rounds", type=int, default=7, help="rounds that count; each has everybody once")
     parser.add_argument("--quick", action="store_true", help="a microscopic run that only shows that all works")
+    parser.add_argument("--realtime", action="store_true", help="take the cores from others during samples (as root)")
     parser.add_argument("--results", type=Path, help=f"where to write (default {RESULTS}; nothing with --quick)")
     return parser
 
