@@ -80,6 +80,7 @@ class Case:
 
 def families(options: argparse.Namespace) -> Report:
     """Measure every family in every mode and part."""
+    transformers.logging.set_verbosity_error()
     rounds = 1 if options.quick else options.rounds
     cases = []
     for name in options.families:

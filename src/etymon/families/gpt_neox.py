@@ -146,7 +146,7 @@ FAMILY = Family(
         "stablelm-alpha-3b": {"vocab": 50688, "dim": 4096, "layers": 16, "heads": 32, "context": 4096},
         "stablelm-alpha-7b": {"vocab": 50432, "dim": 6144, "layers": 16, "heads": 48, "context": 4096},
     },
-    tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
+    tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 2, "context": 64},
     read=read,
     write=write,
     weights=weights,

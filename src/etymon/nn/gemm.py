@@ -30,11 +30,11 @@ def onednn_preferred() -> bool:
 
 def _applies(x: Tensor) -> bool:
     return (
-        x.dtype is torch.float32
+        not torch.compiler.is_compiling()  # the compiler brings products of its own, and cannot ask for the processor
+        and x.dtype is torch.float32
         and x.is_cpu
         and onednn_preferred()
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()  # the compiler brings products of its own
     )
 
 

@@ -38,6 +38,11 @@ class Chosen:
         self.real = torch.arange(most, device=mask.device) < counts[:, None]
 
 
+def hiding(real: Tensor) -> Tensor | None:
+    """Return the mask `real`, or None where it hides nothing, which a compiler cannot see."""
+    return real if torch.compiler.is_compiling() or not bool(real.all()) else None
+
+
 class Layout:
     """The tokens of one call.
 
@@ -105,8 +110,7 @@ class Layout:
                 raise DataError(
                     f"attention_mask has shape {tuple(attention_mask.shape)}, expected {(self.batch, self.keys)}"
                 )
-            real = attention_mask.bool()
-            self.attention_mask = None if bool(real.all()) else real
+            self.attention_mask = hiding(attention_mask.bool())
 
     @cached_property
     def runs(self) -> Runs | None:

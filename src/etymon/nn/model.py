@@ -15,7 +15,7 @@ from etymon.nn.attention import CrossAttention
 from etymon.nn.block import Stack, Sub
 from etymon.nn.embed import Embed
 from etymon.nn.head import IGNORE, Pooler, build_head
-from etymon.nn.layout import Layout, Source
+from etymon.nn.layout import Layout, Source, hiding
 from etymon.nn.linear import Linear
 from etymon.nn.moe import ExpertLinear, MoE, Router, balance_loss, z_loss
 from etymon.nn.norm import RMSNorm
@@ -346,7 +346,7 @@ def _source(
             raise DataError(f"a source of {keys} tokens does not fit a state made for {room}")
         state.source.zero_()
         state.source[:, :keys] = real.cpu()
-    mask = None if bool(real.all()) else real[:, None, None, :]
+    mask = None if hiding(real) is None else real[:, None, None, :]
     if (documents is None) != (decoder_documents is None):
         raise DataError("packing needs both documents and decoder_documents")
     if documents is not None and decoder_documents is not None:

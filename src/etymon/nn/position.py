@@ -61,7 +61,8 @@ def _yarn(rope: spec.Rope, s: spec.YarnScaling, inv_freq: Tensor) -> tuple[Tenso
 def rotary_table(rope: spec.Rope, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return cos and sin [batch, time, 1, dim / 2] at `positions` [batch, time], computed in fp32."""
     by_length = isinstance(rope.scaling, spec.DynamicScaling | spec.LongRopeScaling)
-    inv_freq, factor = frequencies(rope, positions.device, int(positions.max()) + 1 if by_length else 0)
+    kept = frequencies.__wrapped__ if torch.compiler.is_compiling() else frequencies  # compilers see no caches
+    inv_freq, factor = kept(rope, positions.device, int(positions.max()) + 1 if by_length else 0)
     angles = positions[:, :, None, None] * inv_freq
     cos, sin = angles.cos(), angles.sin()
     if factor != 1.0:
