@@ -908,6 +908,10 @@ class ModelSpec:
             raise ConfigError(f"{self.name}: a stack needs at least one block")
         if (self.encoder_embed is not None) != (len(self.stacks) == 2):
             raise ConfigError(f"{self.name}: encoder_embed belongs to models with an encoder and a decoder")
+        if self.start is not None and len(self.stacks) < 2:
+            raise ConfigError(f"{self.name}: start={self.start} belongs to a decoder behind an encoder")
+        if self.embed.vocab is not None:
+            raise ConfigError(f"{self.name}: a vocabulary of its own belongs to encoder_embed, not to embed")
         crosses = any(isinstance(sub.op, CrossAttention) for block in set(self.trunk.blocks) for sub in block.subs)
         if crosses != (len(self.stacks) == 2):
             raise ConfigError(f"{self.name}: cross-attention belongs to the decoder of models with an encoder")
