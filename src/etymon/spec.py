@@ -229,6 +229,12 @@ class Disentangled:
             raise ConfigError("disentangled scores need keys or queries of positions, or both")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sinks:
+    """A learned score per head that takes part in the softmax and mixes nothing: a head may attend to nothing at all
+    (OpenAI 2025, arXiv:2508.10925)."""
+
+
 # -- operators --------------------------------------------------------------------------------------------------------
 
 
@@ -290,7 +296,7 @@ class Attention(Heads):
     name: ClassVar[str] = "attention"
     biases: ClassVar[tuple[str, ...]] = (*Heads.biases, "qv", "qvo")
     rope: Rope | None = None
-    scores: ALiBi | BucketBias | RelativeSinusoids | Disentangled | None = None
+    scores: ALiBi | BucketBias | RelativeSinusoids | Disentangled | Sinks | None = None
     qk_norm: QKNorm | None = None
     window: int | None = None
     clip: float | None = None

@@ -55,7 +55,30 @@ def _v3(**changes: Any) -> Callable[[], Any]:
     return make
 
 
+OSS: dict[str, Any] = {
+    "num_local_experts": 5,
+    "num_experts_per_tok": 3,
+    "head_dim": 16,
+    "sliding_window": 5,
+    "num_hidden_layers": 3,
+}
+
+
+def _oss(**changes: Any) -> Callable[[], Any]:
+    def make() -> Any:
+        model = _like_llama("GptOss", **(OSS | changes))()
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter)
+        return model
+
+    return make
+
+
 REFERENCES = [
+    Reference("gpt-oss", _oss()),
+    Reference("gpt-oss-limit", _oss(swiglu_limit=0.3)),
+    Reference("gpt-oss-no-bias", _oss(attention_bias=False, layer_types=["full_attention"] * 3, num_key_value_heads=4)),
+    Reference("gpt-oss-ramp", _oss(rope_parameters=YARN | {"truncate": False})),
     Reference("deepseek-v2", _v2()),
     Reference("deepseek-v2-lite", _v2(q_lora_rank=None, first_k_dense_replace=0, n_shared_experts=1)),
     Reference("deepseek-v2-groups", _v2(topk_method="group_limited_greedy", n_group=4, topk_group=2)),

@@ -10,6 +10,8 @@ PUBLISHED: dict[str, int | str] = {
     "deepseek-v2": 235_741_434_880,
     "deepseek-v3": "671.03B",  # without the layer that predicts a second token, which brings the files to 685 billion
     "deepseek-r1": "671.03B",
+    "gpt-oss-20b": "20.91B",
+    "gpt-oss-120b": "116.83B",
 }
 # What one token's pass uses, as the papers and model cards round it.
 ACTIVE: dict[str, str] = {
@@ -24,4 +26,6 @@ ACTIVE: dict[str, str] = {
     "deepseek-v2": "21B",
     "deepseek-v3": "38B",  # "37B" in the paper: 37.55 billion with the token embedding, 36.6 without
     "deepseek-r1": "38B",
+    "gpt-oss-20b": "4.2B",  # "3.61B" in the paper, which leaves out the token embedding (0.579 billion)
+    "gpt-oss-120b": "5.7B",  # "5.13B" in the paper, likewise
 }

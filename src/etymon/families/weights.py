@@ -30,7 +30,7 @@ class Transpose:
 
     def read(self, tensors: list[Tensor]) -> list[Tensor]:
         """Published → ours."""
-        return [t.T for t in tensors]
+        return [t.mT for t in tensors]
 
     write = read
 
@@ -124,6 +124,19 @@ class StackExperts:
 
 
 @dataclass(frozen=True)
+class Alternate:
+    """Of every expert the published rows are those of gate and up in turn; ours are the gate's, then those of up."""
+
+    def read(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Published → ours."""
+        return [t.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2) for t in tensors]
+
+    def write(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Ours → published."""
+        return [t.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2) for t in tensors]
+
+
+@dataclass(frozen=True)
 class Row:
     """The published vector is a matrix of one row."""
 
@@ -168,7 +181,7 @@ class Taps:
         return [t.unflatten(1, (self.taps, -1)).transpose(1, 2) if t.dim() == 2 else t for t in tensors]
 
 
-Operation = Concat | Transpose | Row | Regroup | PermuteRotary | TurnedFirst | StackExperts | Reshape | Taps
+Operation = Concat | Transpose | Row | Regroup | PermuteRotary | TurnedFirst | StackExperts | Reshape | Taps | Alternate
 
 
 @dataclass(frozen=True)

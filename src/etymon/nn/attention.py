@@ -35,7 +35,13 @@ class Attention(Mixer):
         self.q_norm = build_qk_norm(op.qk_norm, op.heads, op.head_dim)
         self.k_norm = build_qk_norm(op.qk_norm, op.kv_heads, op.head_dim)
         self.scores = build_scores(op, dim, visibility)
+        self.sinks = nn.Parameter(torch.zeros(op.heads)) if isinstance(op.scores, spec.Sinks) else None
         self.flat = 2 if op.qk_norm and op.qk_norm.over == "width" else 3  # the first dimension that a norm runs over
+
+    def initialise(self, generator: torch.Generator) -> None:
+        """Let sinks begin as a key of score 0."""
+        if self.sinks is not None:
+            self.sinks.zero_()
 
     def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> KeyValues:
         """Allocate keys and values for `rows` sequences of up to `capacity` tokens."""
@@ -86,11 +92,11 @@ class Attention(Mixer):
                 q_BTHD, mask = layout.order.even(q_BTHD, mask, visible)
         elif isinstance(op.scores, spec.ALiBi):
             mask, is_causal = layout.alibi(self.visibility, op.window, op.scores, op.heads, q_BTHD.dtype), False
-        elif op.softcap is not None:
+        elif op.softcap is not None or self.sinks is not None:
             mask, is_causal = layout.mask(self.visibility, op.window), False
         else:
             mask, is_causal = layout.visible(self.visibility, op.window)
-        return self.out(attend(op, q_BTHD, k_BGSD, v_BGSD, mask, is_causal))
+        return self.out(attend(op, q_BTHD, k_BGSD, v_BGSD, mask, is_causal, self.sinks))
 
 
 class CrossAttention(Mixer):
@@ -139,6 +145,7 @@ def attend(
     v_BGSD: Tensor,
     mask: Tensor | None,
     is_causal: bool,
+    sinks_H: Tensor | None = None,
 ) -> Tensor:
     """Return what the queries mix of the values, [batch, time, H * D]; `mask` broadcasts to [batch, H, time, keys]."""
     B, T, H, D = q_BTHD.shape
@@ -148,21 +155,34 @@ def attend(
         q = q_BTHD.view(B, G, H // G, D)
         if mask is not None and mask.shape[1] == H:
             mask = mask.view(-1, G, H // G, mask.shape[3])
-        return _mix(op, q, k_BGSD, v_BGSD, mask, False).reshape(B, 1, H * D)
+        sinks = None if sinks_H is None else sinks_H.view(G, H // G, 1)
+        return _mix(op, q, k_BGSD, v_BGSD, mask, False, sinks).reshape(B, 1, H * D)
     if H != G:
         k_BGSD = k_BGSD.repeat_interleave(H // G, 1)
         v_BGSD = v_BGSD.repeat_interleave(H // G, 1)
-    mixed_BHTD = _mix(op, q_BTHD.transpose(1, 2), k_BGSD, v_BGSD, mask, is_causal)
+    sinks = None if sinks_H is None else sinks_H.view(H, 1, 1)
+    mixed_BHTD = _mix(op, q_BTHD.transpose(1, 2), k_BGSD, v_BGSD, mask, is_causal, sinks)
     return mixed_BHTD.transpose(1, 2).reshape(B, T, H * D)
 
 
 def _mix(
-    op: spec.Attention | spec.CrossAttention, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool
+    op: spec.Attention | spec.CrossAttention,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    is_causal: bool,
+    sinks: Tensor | None,
 ) -> Tensor:
-    if isinstance(op, spec.CrossAttention) or op.softcap is None:
+    softcap = None if isinstance(op, spec.CrossAttention) else op.softcap
+    if softcap is None and sinks is None:
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal, scale=op.scale)
     assert mask is not None
     scale = op.head_dim**-0.5 if op.scale is None else op.scale
-    scores = torch.tanh(q @ k.transpose(-2, -1) * (scale / op.softcap)) * op.softcap
+    scores = q @ k.transpose(-2, -1) * (scale / (softcap or 1.0))
+    if softcap is not None:
+        scores = torch.tanh(scores) * softcap
     scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.to(scores.dtype).expand(*scores.shape[:3], 1)), -1)
+    return scores.softmax(-1, dtype=torch.float32)[..., : k.shape[2]].to(v.dtype) @ v
