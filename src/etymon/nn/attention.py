@@ -38,19 +38,14 @@ class Attention(Mixer):
         self.sinks = nn.Parameter(torch.zeros(op.heads)) if isinstance(op.scores, spec.Sinks) else None
         self.flat = 2 if op.qk_norm and op.qk_norm.over == "width" else 3  # the first dimension that a norm runs over
 
-    def initialise(self, generator: torch.Generator) -> None:
-        """Let sinks begin as a key of score 0."""
-        if self.sinks is not None:
-            self.sinks.zero_()
-
     def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> KeyValues:
         """Allocate keys and values for `rows` sequences of up to `capacity` tokens."""
         shape = (rows, self.op.kv_heads, capacity, self.op.head_dim)
         return KeyValues(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
 
     def initialise(self, generator: torch.Generator) -> None:
-        """Biases begin at zero."""
-        for bias in (self.q_bias, self.v_bias):
+        """Biases and sinks begin at zero."""
+        for bias in (self.q_bias, self.v_bias, self.sinks):
             if bias is not None:
                 bias.data.zero_()
 
