@@ -9,7 +9,21 @@ from typing import Annotated
 import typer
 
 from etymon import __version__
-from etymon.cli import chat, convert, data, evaluate, generate, models, quantize, report, run, serve, tokenizer, train
+from etymon.cli import (
+    chat,
+    convert,
+    data,
+    evaluate,
+    generate,
+    lineage,
+    models,
+    quantize,
+    report,
+    run,
+    serve,
+    tokenizer,
+    train,
+)
 from etymon.errors import EtymonError
 
 HELP = """One system for the whole life of a language model.
@@ -50,6 +64,7 @@ app.command("generate")(generate.generate)
 app.command("embed")(generate.embed)
 app.command("report")(report.report)
 app.add_typer(models.app, name="models")
+app.add_typer(lineage.app, name="lineage")
 
 
 @app.command()

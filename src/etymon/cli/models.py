@@ -56,7 +56,7 @@ def show(
     from etymon.evaluate import wording
     from etymon.nn import count
 
-    spec = _spec(name)
+    spec = spec_of(name)
     console = Console(highlight=False)
     console.print(_tree(spec))
     counts = count(spec)
@@ -108,7 +108,8 @@ def _state_numbers(spec: ModelSpec) -> tuple[int, int]:
     return per_token, fixed
 
 
-def _spec(name: str) -> ModelSpec:
+def spec_of(name: str) -> ModelSpec:
+    """Return the spec that a name means: a published size, a recipe, a run, or a checkpoint."""
     from etymon.errors import ConfigError, suggest
     from etymon.families import families
     from etymon.recipe.inputs import loaded_tokenizer, model_spec, read_spec

@@ -87,7 +87,7 @@ FAMILY = Family(
     paper="https://arxiv.org/abs/2305.06161",
     origin=Origin(
         published="2023-05",
-        parents=("gpt2",),
+        parents=("santacoder", "gpt2"),
         brought="code with permission: trained on licensed repositories, fills in the middle",
         reference=Running(),
     ),

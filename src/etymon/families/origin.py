@@ -31,7 +31,7 @@ Reference = Running | Recorded | Paper
 class Origin:
     """A family's place in the lineage.
 
-    `published` is the month ("2023-02") in which its paper or its weights became public, whichever came first.
+    `published` is the month ("2023-02") in which it became public, by a paper, weights or words, whichever came first.
     `parents` are names of nodes of the lineage, families or others; the computed difference is that from the first.
     `brought` is what was new in it, in one short line for people: no sizes, and nothing that the difference shows.
     """

@@ -137,7 +137,7 @@ FAMILY = Family(
     paper="https://qwenlm.github.io/blog/qwen-moe",
     origin=Origin(
         published="2024-03",
-        parents=("qwen2", "mixtral"),
+        parents=("qwen", "mixtral"),
         brought="many narrow experts beside a gated one that sees every token",
         reference=Running(),
     ),
