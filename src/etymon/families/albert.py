@@ -64,7 +64,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     width, head = reader.take("embedding_size", int, 128), None
     if architecture == "AlbertModel":
         head = Hidden(pooler="tanh")
-    return build(**{"activation": "gelu_tanh"} | bert.read_encoder(reader), width=width, head=head)
+    return build(**bert.read_encoder(reader, activation="gelu_new"), width=width, head=head)
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from etymon.errors import ConfigError, suggest
 from etymon.families.family import Family
+from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -34,13 +35,28 @@ from etymon.spec import (
     Transform,
 )
 
-ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "silu": "silu",
-}
+KEYS = Keys(
+    measures={
+        "context": (int, lambda spec: position_of(spec).rows),
+        "segments": (int, lambda spec: spec.embed.segments),
+    },
+    vocab="vocab_size",
+    dim="hidden_size",
+    layers="num_hidden_layers",
+    heads="num_attention_heads",
+    hidden="intermediate_size",
+    context="max_position_embeddings",
+    segments=("type_vocab_size", 2),
+    eps=("layer_norm_eps", 1e-12),
+    activation=("hidden_act", "gelu"),
+    gelu_tanh="gelu_new",
+)
+
+
+def position_of(spec: ModelSpec) -> Learned:
+    """Return the learned positions."""
+    assert isinstance(spec.embed.position, Learned)
+    return spec.embed.position
 
 
 def block(dim: int, heads: int, hidden: int, activation: str, eps: float) -> Block:
@@ -93,25 +109,13 @@ def build(
     )
 
 
-def read_encoder(reader: ConfigReader, *, eps: float = 1e-12, segments: int = 2) -> dict[str, Any]:
-    """Read the dimensions that BERT's heirs name as it does, as arguments of `build`; `eps` and `segments` are what
-    missing keys mean."""
-    activation = reader.take("hidden_act", str, "gelu")
+def read_encoder(reader: ConfigReader, **defaults: Any) -> dict[str, Any]:
+    """Read the dimensions that BERT's heirs name as it does, as arguments of `build`; `defaults` as in `Keys.read`."""
     reader.expect("position_embedding_type", "absolute")
     reader.expect("is_decoder", False)
     reader.expect("add_cross_attention", False)
     reader.expect("tie_word_embeddings", True)
-    return {
-        "vocab": reader.take("vocab_size", int),
-        "dim": reader.take("hidden_size", int),
-        "layers": reader.take("num_hidden_layers", int),
-        "heads": reader.take("num_attention_heads", int),
-        "hidden": reader.take("intermediate_size", int),
-        "context": reader.take("max_position_embeddings", int),
-        "segments": reader.take("type_vocab_size", int, segments),
-        "eps": reader.take("layer_norm_eps", float, eps),
-        "activation": ACTIVATIONS.get(activation, activation),
-    }
+    return KEYS.read(reader, **defaults)
 
 
 def read_architecture(reader: ConfigReader, known: tuple[str, ...]) -> tuple[str, int]:
@@ -138,21 +142,8 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def write_encoder(spec: ModelSpec) -> dict[str, Any]:
     """Write the keys that BERT's heirs name as it does."""
-    attention, ffn = (sub.op for sub in spec.trunk.blocks[0].subs)
-    norm, position = spec.trunk.blocks[0].subs[0].post, spec.embed.position
-    assert isinstance(attention, Attention) and isinstance(ffn, Dense) and isinstance(norm, LayerNorm)
-    assert isinstance(position, Learned)
     classes = spec.head.classes if isinstance(spec.head, Classify) else 2
-    return {
-        "vocab_size": spec.vocab,
-        "hidden_size": spec.dim,
-        "num_hidden_layers": spec.trunk.depth,
-        "num_attention_heads": attention.heads,
-        "intermediate_size": ffn.hidden,
-        "hidden_act": {"gelu_tanh": "gelu_new"}.get(ffn.activation, ffn.activation),
-        "max_position_embeddings": position.length + position.offset,
-        "type_vocab_size": spec.embed.segments,
-        "layer_norm_eps": norm.eps,
+    return KEYS.write(spec) | {
         "id2label": {str(i): f"LABEL_{i}" for i in range(classes)},
         "label2id": {f"LABEL_{i}": i for i in range(classes)},
     }

@@ -7,10 +7,10 @@ vocabulary of 250880 for 59 languages.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from etymon.families.descent import attention_of, decoder
 from etymon.families.family import Family
+from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -39,44 +39,28 @@ def build(
     return decoder(blocks, norm, head, embed=embed, name=name, family="bloom", vocab=vocab, dim=dim, context=context)
 
 
+KEYS = Keys(
+    vocab=("vocab_size", 250880),
+    dim="hidden_size",
+    layers="n_layer",
+    heads="n_head",
+    context=("seq_length", 2048),
+    eps=("layer_norm_epsilon", 1e-5),
+    tied=("tie_word_embeddings", True),
+)
+OLDER = {"hidden_size": "n_embed", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
+
+
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "bloom"."""
-    for key in ("slow_but_exact", "pretraining_tp", "skip_bias_add", "skip_bias_add_qkv", "bias_dropout_fusion"):
-        reader.take(key, object, None)  # how the published run was split
-    for key in ("unk_token_id", "masked_softmax_fusion", "attention_softmax_in_fp32", "offset_alibi", "seed"):
-        reader.take(key, object, None)
+    reader.skip("slow_but_exact", "pretraining_tp", "skip_bias_add", "skip_bias_add_qkv", "bias_dropout_fusion")
+    reader.skip("unk_token_id", "masked_softmax_fusion", "attention_softmax_in_fp32", "offset_alibi", "seed")
     reader.expect("apply_residual_connection_post_layernorm", False)
-    dim = reader.take("hidden_size", int, None) or reader.take("n_embed", int)
-    reader.expect("n_embed", dim)
-    reader.expect("n_inner", None, 4 * dim)
-    layers = reader.take("n_layer", int, None) or reader.take("num_hidden_layers", int)
-    heads = reader.take("n_head", int, None) or reader.take("num_attention_heads", int)
-    reader.expect("num_hidden_layers", layers)
-    reader.expect("num_attention_heads", heads)
-    return build(
-        vocab=reader.take("vocab_size", int, 250880),
-        dim=dim,
-        layers=layers,
-        heads=heads,
-        context=reader.take("seq_length", int, 2048),
-        eps=reader.take("layer_norm_epsilon", float, 1e-5),
-        tied=reader.take("tie_word_embeddings", bool, True),
-    )
-
-
-def write(spec: ModelSpec) -> dict[str, Any]:
-    """Write the `config.json` of a spec that `build` made."""
-    norm = spec.trunk.final_norm
-    assert norm is not None
-    return {
-        "vocab_size": spec.vocab,
-        "hidden_size": spec.dim,
-        "n_layer": len(spec.trunk.blocks),
-        "n_head": attention_of(spec).heads,
-        "seq_length": spec.context,
-        "layer_norm_epsilon": norm.eps,
-        "tie_word_embeddings": spec.tied,
-    }
+    for key, older in OLDER.items():
+        reader.same(key, older)
+    sizes = KEYS.read(reader)
+    reader.expect("n_inner", None, 4 * sizes["dim"])
+    return build(**sizes)
 
 
 LAYER: Names = {
@@ -125,7 +109,7 @@ FAMILY = Family(
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
     read=read,
-    write=write,
+    write=KEYS.write,
     weights=weights,
     prefix="transformer.",
 )

@@ -78,7 +78,7 @@ FAMILY = Family(
     },
     tiny=gptj.FAMILY.tiny,
     read=read,
-    write=gptj.write,
+    write=gptj.KEYS.write,
     weights=weights,
     prefix="transformer.",
     skipped=gptj.FAMILY.skipped,

@@ -23,7 +23,7 @@ def build(*, name: str = "codegen2", **dimensions: Any) -> ModelSpec:
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    return gptj.write(spec) | {"mp_num": 8}
+    return gptj.KEYS.write(spec) | {"mp_num": 8}
 
 
 FAMILY = Family(

@@ -12,6 +12,7 @@ from typing import Any
 from etymon.families import gpt2
 from etymon.families.descent import with_blocks
 from etymon.families.family import Family, extends
+from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -28,34 +29,24 @@ def build(*, name: str = "gpt1", vocab: int = 40478, context: int = 512, eps: fl
     return dataclasses.replace(spec, decoder=dataclasses.replace(spec.trunk, final_norm=None))
 
 
+KEYS = Keys(
+    vocab=("vocab_size", 40478),
+    dim=("n_embd", 768),
+    layers=("n_layer", 12),
+    heads=("n_head", 12),
+    context=("n_positions", 512),
+    eps=("layer_norm_epsilon", 1e-5),
+    activation=("afn", "gelu"),
+    tied=("tie_word_embeddings", True),
+    gelu_tanh="gelu",  # which is what the published code means by it
+)
+
+
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "openai-gpt"."""
-    activation = reader.take("afn", str, "gelu")
-    for key in (
-        *("summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout", "summary_proj_to_labels"),
-        *("n_special", "predict_special_tokens", "n_ctx"),
-    ):
-        reader.take(key, object, None)
-    return build(
-        vocab=reader.take("vocab_size", int, 40478),
-        dim=reader.take("n_embd", int, 768),
-        layers=reader.take("n_layer", int, 12),
-        heads=reader.take("n_head", int, 12),
-        context=reader.take("n_positions", int, 512),
-        eps=reader.take("layer_norm_epsilon", float, 1e-5),
-        activation={"gelu": "gelu_tanh", "swish": "silu"}.get(activation, activation),
-        tied=reader.take("tie_word_embeddings", bool, True),
-    )
-
-
-def write(spec: ModelSpec) -> dict[str, Any]:
-    """Write the `config.json` of a spec that `build` made."""
-    norm = spec.trunk.blocks[0].subs[0].post
-    published = gpt2.write(dataclasses.replace(spec, decoder=dataclasses.replace(spec.trunk, final_norm=norm)))
-    activation = published.pop("activation_function")
-    for key in ("n_inner", "scale_attn_by_inverse_layer_idx"):
-        del published[key]
-    return published | {"afn": {"gelu_new": "gelu"}.get(activation, activation)}
+    reader.skip("n_special", "predict_special_tokens", "n_ctx")
+    sizes = KEYS.read(reader)
+    return build(**sizes | {"activation": {"gelu": "gelu_tanh"}.get(sizes["activation"], sizes["activation"])})
 
 
 LAYER: Names = {
@@ -96,7 +87,7 @@ FAMILY = Family(
     sizes={"openai-gpt": {"dim": 768, "layers": 12, "heads": 12}},
     tiny=gpt2.FAMILY.tiny,
     read=read,
-    write=write,
+    write=KEYS.write,
     weights=weights,
     prefix="transformer.",
     skipped=(r"\.attn\.bias$", r"\.position_ids$"),

@@ -10,21 +10,27 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.errors import ConfigError
-from etymon.families.descent import decoder
+from etymon.families.descent import attention_of, decoder
 from etymon.families.family import Family
+from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
 from etymon.families.weights import Rule, Transpose
 from etymon.spec import LM, Attention, Block, Dense, Embed, LayerNorm, Learned, ModelSpec, Sub
 
-ACTIVATIONS = {
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "gelu": "gelu",
-    "relu": "relu",
-    "silu": "silu",
-}
+KEYS = Keys(
+    vocab=("vocab_size", 50257),
+    dim=("n_embd", 768),
+    layers=("n_layer", 12),
+    heads=("n_head", 12),
+    context=("n_positions", 1024),
+    hidden=("n_inner", None),
+    eps=("layer_norm_epsilon", 1e-5),
+    activation=("activation_function", "gelu_new"),
+    tied=("tie_word_embeddings", True),
+    gelu_tanh="gelu_new",
+)
 
 
 def build(
@@ -60,45 +66,16 @@ def build(
 
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "gpt2"."""
-    activation = reader.take("activation_function", str, "gelu_new")
-    context = reader.take("n_positions", int, 1024)
-    reader.expect("n_ctx", context)
+    sizes = KEYS.read(reader)
+    reader.expect("n_ctx", sizes["context"])
     reader.expect("scale_attn_weights", True)
-    for key in ("reorder_and_upcast_attn", "summary_type", "summary_use_proj", "summary_activation"):
-        reader.take(key, object, None)  # precision of the scores, and a head that language models do not have
-    for key in ("summary_first_dropout", "summary_proj_to_labels"):
-        reader.take(key, object, None)
-    return build(
-        vocab=reader.take("vocab_size", int, 50257),
-        dim=reader.take("n_embd", int, 768),
-        layers=reader.take("n_layer", int, 12),
-        heads=reader.take("n_head", int, 12),
-        context=context,
-        hidden=reader.take("n_inner", int, None),
-        eps=reader.take("layer_norm_epsilon", float, 1e-5),
-        activation=ACTIVATIONS.get(activation, activation),
-        tied=reader.take("tie_word_embeddings", bool, True),
-        scale_by_depth=reader.take("scale_attn_by_inverse_layer_idx", bool, False),
-    )
+    reader.skip("reorder_and_upcast_attn")
+    return build(**sizes, scale_by_depth=reader.take("scale_attn_by_inverse_layer_idx", bool, False))
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    attention, ffn = (sub.op for sub in spec.trunk.blocks[0].subs)
-    norm = spec.trunk.final_norm
-    assert isinstance(attention, Attention) and isinstance(ffn, Dense) and isinstance(norm, LayerNorm)
-    return {
-        "vocab_size": spec.vocab,
-        "n_embd": spec.dim,
-        "n_layer": len(spec.trunk.blocks),
-        "n_head": attention.heads,
-        "n_positions": spec.context,
-        "n_inner": ffn.hidden,
-        "layer_norm_epsilon": norm.eps,
-        "activation_function": {"gelu_tanh": "gelu_new"}.get(ffn.activation, ffn.activation),
-        "scale_attn_by_inverse_layer_idx": attention.scale is not None,
-        "tie_word_embeddings": spec.tied,
-    }
+    return KEYS.write(spec) | {"scale_attn_by_inverse_layer_idx": attention_of(spec).scale is not None}
 
 
 LAYER: Names = {

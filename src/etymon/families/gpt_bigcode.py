@@ -12,6 +12,7 @@ from etymon.families import gpt2
 from etymon.families.descent import attention_of, with_attention, with_blocks
 from etymon.families.family import Family, extends
 from etymon.families.gpt_neo import TOP
+from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -26,41 +27,32 @@ def build(*, name: str = "gpt_bigcode", kv_heads: int = 1, **dimensions: Any) ->
     return with_blocks(spec, "gpt_bigcode", lambda block: with_attention(block, kv_heads=kv_heads))
 
 
+KEYS = Keys(
+    vocab=("vocab_size", 50257),
+    dim=("n_embd", 768),
+    layers=("n_layer", 12),
+    heads=("n_head", 12),
+    context=("n_positions", 1024),
+    hidden=("n_inner", None),
+    eps=("layer_norm_epsilon", 1e-5),
+    activation=("activation_function", "gelu_pytorch_tanh"),
+    tied=("tie_word_embeddings", True),
+)
+
+
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "gpt_bigcode"."""
-    activation = reader.take("activation_function", str, "gelu_pytorch_tanh")
     reader.expect("scale_attn_weights", True)
-    for key in (
-        *("summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout", "summary_proj_to_labels"),
-        *("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "num_key_value_heads", "n_ctx"),
-        *("inference_runner", "max_batch_size", "max_sequence_length", "pad_key_length", "pre_allocate_kv_cache"),
-        "validate_runner_input",
-    ):
-        reader.take(key, object, None)  # precision and buffers of the scores, bookkeeping
-    heads = reader.take("n_head", int, 12)
-    return build(
-        vocab=reader.take("vocab_size", int, 50257),
-        dim=reader.take("n_embd", int, 768),
-        layers=reader.take("n_layer", int, 12),
-        heads=heads,
-        kv_heads=1 if reader.take("multi_query", bool, True) else heads,
-        context=reader.take("n_positions", int, 1024),
-        hidden=reader.take("n_inner", int, None),
-        eps=reader.take("layer_norm_epsilon", float, 1e-5),
-        activation=gpt2.ACTIVATIONS.get(activation, activation),
-        tied=reader.take("tie_word_embeddings", bool, True),
-    )
+    reader.skip("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "num_key_value_heads", "n_ctx")
+    reader.skip("inference_runner", "max_batch_size", "max_sequence_length", "pad_key_length", "pre_allocate_kv_cache")
+    reader.skip("validate_runner_input")
+    sizes = KEYS.read(reader)
+    return build(**sizes, kv_heads=1 if reader.take("multi_query", bool, True) else sizes["heads"])
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    published = gpt2.write(spec)
-    del published["scale_attn_by_inverse_layer_idx"]
-    activation = published["activation_function"]
-    return published | {
-        "multi_query": attention_of(spec).kv_heads == 1,
-        "activation_function": {"gelu_new": "gelu_pytorch_tanh"}.get(activation, activation),
-    }
+    return KEYS.write(spec) | {"multi_query": attention_of(spec).kv_heads == 1}
 
 
 LAYER: Names = {

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families import gpt2
-from etymon.families.descent import attention_of, with_attention, with_blocks, with_windows
+from etymon.families.descent import with_attention, with_blocks, with_windows
 from etymon.families.family import Family, extends
+from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -28,51 +29,36 @@ def build(
     return with_windows(spec, "gpt_neo", [window if i % 2 else None for i in range(layers)])
 
 
+KEYS = Keys(
+    vocab=("vocab_size", 50257),
+    dim=("hidden_size", 2048),
+    layers=("num_layers", 24),
+    heads=("num_heads", 16),
+    hidden=("intermediate_size", None),
+    context=("max_position_embeddings", 2048),
+    eps=("layer_norm_epsilon", 1e-5),
+    activation=("activation_function", "gelu_new"),
+    tied=("tie_word_embeddings", True),
+    gelu_tanh="gelu_new",
+)
+
+
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "gpt_neo"."""
-    activation = reader.take("activation_function", str, "gelu_new")
-    layers = reader.take("num_layers", int, 24)
+    sizes = KEYS.read(reader)
     window = reader.take("window_size", int, 256)
-    types = reader.take("attention_types", list, [[["global", "local"], layers // 2]])
+    types = reader.take("attention_types", list, [[["global", "local"], sizes["layers"] // 2]])
     kinds = [kind for pattern, times in types for kind in pattern * times]
-    reader.take("attention_layers", list, None)  # the same, written out
-    for key in (
-        *("summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout", "summary_proj_to_labels"),
-        *("resid_dropout", "embed_dropout", "classifier_dropout", "gradient_checkpointing"),
-    ):
-        reader.take(key, object, None)
-    spec = build(
-        vocab=reader.take("vocab_size", int, 50257),
-        dim=reader.take("hidden_size", int, 2048),
-        layers=layers,
-        heads=reader.take("num_heads", int, 16),
-        hidden=reader.take("intermediate_size", int, None),
-        context=reader.take("max_position_embeddings", int, 2048),
-        eps=reader.take("layer_norm_epsilon", float, 1e-5),
-        activation=gpt2.ACTIVATIONS.get(activation, activation),
-        tied=reader.take("tie_word_embeddings", bool, True),
-    )
-    return with_windows(spec, "gpt_neo", [window if kind == "local" else None for kind in kinds])
+    reader.skip("attention_layers", "resid_dropout", "embed_dropout")  # the first is the same, written out
+    return with_windows(build(**sizes), "gpt_neo", [window if kind == "local" else None for kind in kinds])
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    published = gpt2.write(spec)
     windows = [sub.op.window for block in spec.trunk.blocks for sub in block.subs if isinstance(sub.op, Attention)]
     kinds = ["global" if window is None else "local" for window in windows]
-    return {
-        "vocab_size": spec.vocab,
-        "hidden_size": spec.dim,
-        "num_layers": len(kinds),
-        "num_heads": attention_of(spec).heads,
-        "intermediate_size": published["n_inner"],
-        "max_position_embeddings": spec.context,
-        "attention_types": [[kinds, 1]],
-        "window_size": next((window for window in windows if window is not None), 256),
-        "layer_norm_epsilon": published["layer_norm_epsilon"],
-        "activation_function": published["activation_function"],
-        "tie_word_embeddings": spec.tied,
-    }
+    window = next((window for window in windows if window is not None), 256)
+    return KEYS.write(spec) | {"attention_types": [[kinds, 1]], "window_size": window}
 
 
 LAYER: Names = {

@@ -8,11 +8,10 @@ pairs; their rows are permuted when they are read.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from etymon.families.descent import attention_of, decoder, side_by_side
 from etymon.families.family import Family
-from etymon.families.gpt2 import ACTIVATIONS
+from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -42,47 +41,27 @@ def build(
     return decoder(blocks, norm, head, name=name, family="gptj", vocab=vocab, dim=dim, context=context)
 
 
+KEYS = Keys(
+    vocab=("vocab_size", 50400),
+    dim=("n_embd", 4096),
+    layers=("n_layer", 28),
+    heads=("n_head", 16),
+    hidden=("n_inner", None),
+    context=("n_positions", 2048),
+    rotary_dim=("rotary_dim", 64),
+    eps=("layer_norm_epsilon", 1e-5),
+    activation=("activation_function", "gelu_new"),
+    tied=("tie_word_embeddings", False),
+    gelu_tanh="gelu_new",
+)
+
+
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "gptj"."""
-    activation = reader.take("activation_function", str, "gelu_new")
     reader.expect("rotary", True)
     reader.expect("scale_attn_weights", True)
-    for key in (
-        *("summary_type", "summary_use_proj", "summary_activation", "summary_first_dropout", "summary_proj_to_labels"),
-        *("n_ctx", "gradient_checkpointing"),
-    ):
-        reader.take(key, object, None)  # a head that language models do not have; bookkeeping
-    return build(
-        vocab=reader.take("vocab_size", int, 50400),
-        dim=reader.take("n_embd", int, 4096),
-        layers=reader.take("n_layer", int, 28),
-        heads=reader.take("n_head", int, 16),
-        hidden=reader.take("n_inner", int, None),
-        context=reader.take("n_positions", int, 2048),
-        rotary_dim=reader.take("rotary_dim", int, 64),
-        eps=reader.take("layer_norm_epsilon", float, 1e-5),
-        activation=ACTIVATIONS.get(activation, activation),
-        tied=reader.take("tie_word_embeddings", bool, False),
-    )
-
-
-def write(spec: ModelSpec) -> dict[str, Any]:
-    """Write the `config.json` of a spec that `build` made."""
-    attention, ffn = (sub.op for sub in spec.trunk.blocks[0].subs)
-    norm = spec.trunk.final_norm
-    assert isinstance(attention, Attention) and isinstance(ffn, Dense) and norm is not None and attention.rope
-    return {
-        "vocab_size": spec.vocab,
-        "n_embd": spec.dim,
-        "n_layer": len(spec.trunk.blocks),
-        "n_head": attention.heads,
-        "n_inner": ffn.hidden,
-        "n_positions": spec.context,
-        "rotary_dim": attention.rope.dim,
-        "layer_norm_epsilon": norm.eps,
-        "activation_function": {"gelu_tanh": "gelu_new"}.get(ffn.activation, ffn.activation),
-        "tie_word_embeddings": spec.tied,
-    }
+    reader.skip("n_ctx")
+    return build(**KEYS.read(reader))
 
 
 LAYER: Names = {
@@ -128,7 +107,7 @@ FAMILY = Family(
     sizes={"gpt-j-6b": {"dim": 4096, "layers": 28, "heads": 16}},
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64, "rotary_dim": 4},
     read=read,
-    write=write,
+    write=KEYS.write,
     weights=weights,
     prefix="transformer.",
     skipped=(r"\.attn\.(masked_)?bias$", r"\.attn\.causal_mask$", r"\.embed_positions$"),

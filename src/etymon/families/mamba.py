@@ -11,6 +11,7 @@ from typing import Any
 
 from etymon.families.descent import decoder
 from etymon.families.family import Family
+from etymon.families.keys import Keys, op_of
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Rule, affine
@@ -55,50 +56,45 @@ INITIAL = ("time_step_scale", "time_step_min", "time_step_max", "time_step_init_
 RUNNING = ("residual_in_fp32", "rescale_prenorm_residual", "use_mambapy", "use_associative_scan", "chunk_size")
 
 
+KEYS = Keys(
+    measures={
+        "state": (int, lambda spec: op_of(spec, SelectiveSSM).state),
+        "kernel": (int, lambda spec: op_of(spec, SelectiveSSM).kernel),
+        "bias": (bool, lambda spec: op_of(spec, SelectiveSSM).bias),
+        "conv_bias": (bool, lambda spec: op_of(spec, SelectiveSSM).conv_bias),
+    },
+    vocab=("vocab_size", 50280),
+    dim=("hidden_size", 768),
+    layers=("num_hidden_layers", 32),
+    state=("state_size", 16),
+    kernel=("conv_kernel", 4),
+    context=("max_position_embeddings", 2048),
+    eps=("layer_norm_epsilon", 1e-5),
+    bias=("use_bias", False),
+    conv_bias=("use_conv_bias", True),
+    tied=("tie_word_embeddings", True),
+)
+
+
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "mamba"."""
-    for key in INITIAL + RUNNING:
-        reader.take(key, object, None)
-    dim = reader.take("hidden_size", int, 768)
-    inner = int(reader.take("expand", float, 2.0) * dim)
+    reader.skip(*INITIAL, *RUNNING)
+    sizes = KEYS.read(reader)
+    inner = int(reader.take("expand", float, 2.0) * sizes["dim"])
     reader.expect("intermediate_size", inner)
     rank = reader.take("time_step_rank", object, "auto")
-    return build(
-        vocab=reader.take("vocab_size", int, 50280),
-        dim=dim,
-        layers=reader.take("num_hidden_layers", int, 32),
-        inner=inner,
-        state=reader.take("state_size", int, 16),
-        rank=rank if isinstance(rank, int) else None,
-        kernel=reader.take("conv_kernel", int, 4),
-        context=reader.take("max_position_embeddings", int, 2048),
-        eps=reader.take("layer_norm_epsilon", float, 1e-5),
-        activation=reader.take("hidden_act", str, "silu"),
-        bias=reader.take("use_bias", bool, False),
-        conv_bias=reader.take("use_conv_bias", bool, True),
-        tied=reader.take("tie_word_embeddings", bool, True),
-    )
+    activation = reader.take("hidden_act", str, "silu")
+    return build(**sizes, inner=inner, rank=rank if isinstance(rank, int) else None, activation=activation)
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    op, norm = spec.trunk.blocks[0].subs[0].op, spec.trunk.final_norm
-    assert isinstance(op, SelectiveSSM) and isinstance(norm, RMSNorm)
+    op = op_of(spec, SelectiveSSM)
     expand, rest = divmod(op.inner, spec.dim)
-    return {
-        "vocab_size": spec.vocab,
-        "hidden_size": spec.dim,
-        "num_hidden_layers": len(spec.trunk.blocks),
+    return KEYS.write(spec) | {
         "expand": op.inner / spec.dim if rest else expand,
-        "state_size": op.state,
         "time_step_rank": op.rank,
-        "conv_kernel": op.kernel,
-        "max_position_embeddings": spec.context,
-        "layer_norm_epsilon": norm.eps,
         "hidden_act": op.activation,
-        "use_bias": op.bias,
-        "use_conv_bias": op.conv_bias,
-        "tie_word_embeddings": spec.tied,
     }
 
 

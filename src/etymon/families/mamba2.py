@@ -12,6 +12,7 @@ from typing import Any
 from etymon.families import mamba
 from etymon.families.descent import decoder
 from etymon.families.family import Family
+from etymon.families.keys import Keys, op_of
 from etymon.families.mamba import INITIAL, RUNNING, rules
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -60,57 +61,49 @@ def build(
     return decoder(blocks, norm, head, name=name, family="mamba2", vocab=vocab, dim=dim, context=context)
 
 
+KEYS = Keys(
+    measures={
+        "heads": (int, lambda spec: op_of(spec, DualSSM).heads),
+        "head_dim": (int, lambda spec: op_of(spec, DualSSM).head_dim),
+        "groups": (int, lambda spec: op_of(spec, DualSSM).groups),
+        "state": (int, lambda spec: op_of(spec, DualSSM).state),
+        "kernel": (int, lambda spec: op_of(spec, DualSSM).kernel),
+        "bias": (bool, lambda spec: op_of(spec, DualSSM).bias),
+        "conv_bias": (bool, lambda spec: op_of(spec, DualSSM).conv_bias),
+    },
+    vocab=("vocab_size", 32768),
+    dim=("hidden_size", 4096),
+    layers=("num_hidden_layers", 64),
+    heads=("num_heads", 128),
+    head_dim=("head_dim", 64),
+    groups=("n_groups", 8),
+    state=("state_size", 128),
+    kernel=("conv_kernel", 4),
+    context=("max_position_embeddings", 2048),
+    eps=("layer_norm_epsilon", 1e-5),
+    bias=("use_bias", False),
+    conv_bias=("use_conv_bias", True),
+    tied=("tie_word_embeddings", False),
+)
+
+
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "mamba2"."""
-    for key in (*INITIAL, *RUNNING, "time_step_rank"):
-        reader.take(key, object, None)
-    dim, heads = reader.take("hidden_size", int, 4096), reader.take("num_heads", int, 128)
-    head_dim = reader.take("head_dim", int, 64)
-    reader.expect("expand", heads * head_dim / dim)
+    reader.skip(*INITIAL, *RUNNING, "time_step_rank")
+    sizes = KEYS.read(reader)
+    reader.expect("expand", sizes["heads"] * sizes["head_dim"] / sizes["dim"])
     # (the reference writes infinity as {"__float__": "Infinity"}, others as JSON's Infinity)
     limit = reader.take("time_step_limit", list, list(UNLIMITED))
     low, high = (float(x["__float__"] if isinstance(x, dict) else x) for x in limit)
-    return build(
-        vocab=reader.take("vocab_size", int, 32768),
-        dim=dim,
-        layers=reader.take("num_hidden_layers", int, 64),
-        heads=heads,
-        head_dim=head_dim,
-        groups=reader.take("n_groups", int, 8),
-        state=reader.take("state_size", int, 128),
-        kernel=reader.take("conv_kernel", int, 4),
-        context=reader.take("max_position_embeddings", int, 2048),
-        eps=reader.take("layer_norm_epsilon", float, 1e-5),
-        activation=reader.take("hidden_act", str, "silu"),
-        bias=reader.take("use_bias", bool, False),
-        conv_bias=reader.take("use_conv_bias", bool, True),
-        step_limit=None if (low, high) == UNLIMITED else (low, high),
-        tied=reader.take("tie_word_embeddings", bool, False),
-    )
+    activation = reader.take("hidden_act", str, "silu")
+    return build(**sizes, activation=activation, step_limit=None if (low, high) == UNLIMITED else (low, high))
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    op = spec.trunk.blocks[0].subs[0].op
-    assert isinstance(op, DualSSM)
+    op = op_of(spec, DualSSM)
     limit = {} if op.step_limit is None else {"time_step_limit": list(op.step_limit)}
-    return limit | {
-        "vocab_size": spec.vocab,
-        "hidden_size": spec.dim,
-        "num_hidden_layers": len(spec.trunk.blocks),
-        "num_heads": op.heads,
-        "head_dim": op.head_dim,
-        "expand": op.inner // spec.dim,
-        "n_groups": op.groups,
-        "state_size": op.state,
-        "conv_kernel": op.kernel,
-        "max_position_embeddings": spec.context,
-        "layer_norm_epsilon": op.eps,
-        "hidden_act": op.activation,
-        "use_bias": op.bias,
-        "use_conv_bias": op.conv_bias,
-        "tie_word_embeddings": spec.tied,
-    }
+    return KEYS.write(spec) | limit | {"expand": op.inner // spec.dim, "hidden_act": op.activation}
 
 
 def weights(spec: ModelSpec) -> Iterator[Rule]:

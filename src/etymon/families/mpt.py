@@ -11,6 +11,7 @@ from typing import Any
 
 from etymon.families.descent import attention_of, decoder
 from etymon.families.family import Family
+from etymon.families.keys import Keys, feed_forward
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -43,69 +44,55 @@ def build(
     return decoder(blocks, norm, head, name=name, family="mpt", vocab=vocab, dim=dim, context=context)
 
 
+def _scores(spec: ModelSpec) -> ALiBi:
+    scores = attention_of(spec).scores
+    assert isinstance(scores, ALiBi)
+    return scores
+
+
+KEYS = Keys(
+    measures={"expansion": (int, lambda spec: feed_forward(spec).hidden // spec.dim)},
+    vocab=("vocab_size", 50368),
+    dim=("d_model", 2048),
+    layers=("n_layers", 24),
+    heads=("n_heads", 16),
+    context=("max_seq_len", 2048),
+    expansion=("expansion_ratio", 4),
+    eps=("layer_norm_epsilon", 1e-5),
+    tied=("tie_word_embeddings", True),
+)
+ATTENTION = Keys(
+    measures={
+        "clip": (float, lambda spec: attention_of(spec).clip),
+        "scale": (float, lambda spec: attention_of(spec).scale),
+        "max_exponent": (float, lambda spec: int(_scores(spec).max_exponent)),
+    },
+    clip=("clip_qkv", None),
+    scale=("softmax_scale", None),
+    max_exponent=("alibi_bias_max", 8.0),
+)
+
+
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "mpt"."""
-    attention = reader.section("attn_config")
-    clip = scale = None
-    exponent = 8.0
-    if attention is not None:
-        clip = attention.take("clip_qkv", float, None)
-        scale = attention.take("softmax_scale", float, None)
-        exponent = attention.take("alibi_bias_max", float, 8.0)
-        for key in ("attn_impl", "attn_pdrop", "softmax_bias_max"):
-            attention.take(key, object, None)
-        for key, values in {
-            "attn_type": ("multihead_attention",),
-            "alibi": (True,),
-            "prefix_lm": (False,),
-            "qk_ln": (False,),
-            "attn_uses_sequence_id": (False,),
-        }.items():
-            attention.expect(key, *values)
-        attention.finish()
-    for key in (
-        *("emb_pdrop", "resid_pdrop", "init_device", "init_config", "verbose", "learned_pos_emb", "tokenizer_name"),
-        *("embedding_fraction", "norm_type"),
-    ):
-        reader.take(key, object, None)  # training, precision; with ALiBi there are no learned positions
+    attention = reader.section("attn_config") or ConfigReader({}, reader.where)
+    attention.skip("attn_impl", "attn_pdrop", "softmax_bias_max")
+    attention.expect("attn_type", "multihead_attention")
+    attention.expect("alibi", True)
+    for key in ("prefix_lm", "qk_ln", "attn_uses_sequence_id"):
+        attention.expect(key, False)
+    scores = ATTENTION.read(attention)
+    attention.finish()
+    reader.skip("emb_pdrop", "resid_pdrop", "init_device", "init_config", "verbose", "tokenizer_name")
+    reader.skip("embedding_fraction", "norm_type", "learned_pos_emb")  # with ALiBi there are no learned positions
     reader.expect("no_bias", True)
     reader.expect("logit_scale", None)
-    return build(
-        vocab=reader.take("vocab_size", int, 50368),
-        dim=reader.take("d_model", int, 2048),
-        layers=reader.take("n_layers", int, 24),
-        heads=reader.take("n_heads", int, 16),
-        context=reader.take("max_seq_len", int, 2048),
-        expansion=reader.take("expansion_ratio", int, 4),
-        eps=reader.take("layer_norm_epsilon", float, 1e-5),
-        clip=clip,
-        scale=scale,
-        max_exponent=exponent,
-        tied=reader.take("tie_word_embeddings", bool, True),
-    )
+    return build(**KEYS.read(reader), **scores)
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    attention, ffn, norm = attention_of(spec), spec.trunk.blocks[0].subs[1].op, spec.trunk.final_norm
-    assert isinstance(ffn, Dense) and norm is not None and isinstance(attention.scores, ALiBi)
-    return {
-        "vocab_size": spec.vocab,
-        "d_model": spec.dim,
-        "n_layers": len(spec.trunk.blocks),
-        "n_heads": attention.heads,
-        "max_seq_len": spec.context,
-        "expansion_ratio": ffn.hidden // spec.dim,
-        "layer_norm_epsilon": norm.eps,
-        "no_bias": True,
-        "attn_config": {
-            "alibi": True,
-            "alibi_bias_max": int(attention.scores.max_exponent),
-            "clip_qkv": attention.clip,
-            "softmax_scale": attention.scale,
-        },
-        "tie_word_embeddings": spec.tied,
-    }
+    return KEYS.write(spec) | {"no_bias": True, "attn_config": {"alibi": True} | ATTENTION.write(spec)}
 
 
 LAYER: Names = {

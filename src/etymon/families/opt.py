@@ -11,7 +11,7 @@ from typing import Any
 
 from etymon.families.descent import attention_of
 from etymon.families.family import Family
-from etymon.families.gpt2 import ACTIVATIONS
+from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -54,47 +54,49 @@ def build(
     )
 
 
+def norm_of(spec: ModelSpec) -> LayerNorm:
+    """Return the first norm of the first block."""
+    norm = spec.trunk.blocks[0].subs[0].pre or spec.trunk.blocks[0].subs[0].post
+    assert isinstance(norm, LayerNorm)
+    return norm
+
+
+KEYS = Keys(
+    measures={
+        "width": (int, lambda spec: spec.embed.width(spec.dim)),
+        "bias": (bool, lambda spec: attention_of(spec).bias != ""),
+        "affine": (bool, lambda spec: norm_of(spec).scale),
+    },
+    vocab=("vocab_size", 50272),
+    dim=("hidden_size", 768),
+    layers=("num_hidden_layers", 12),
+    heads=("num_attention_heads", 12),
+    hidden=("ffn_dim", 3072),
+    context=("max_position_embeddings", 2048),
+    width=("word_embed_proj_dim", None),
+    activation=("activation_function", "relu"),
+    bias=("enable_bias", True),
+    affine=("layer_norm_elementwise_affine", True),
+    tied=("tie_word_embeddings", True),
+    gelu_tanh="gelu_new",
+)
+
+
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "opt"."""
-    activation = reader.take("activation_function", str, "relu")
-    for key in ("dropout", "layerdrop", "init_std"):
-        reader.take(key, float, None)
+    reader.skip("layerdrop")
     return build(
-        vocab=reader.take("vocab_size", int, 50272),
-        dim=reader.take("hidden_size", int, 768),
-        layers=reader.take("num_hidden_layers", int, 12),
-        heads=reader.take("num_attention_heads", int, 12),
-        hidden=reader.take("ffn_dim", int, 3072),
-        context=reader.take("max_position_embeddings", int, 2048),
-        width=reader.take("word_embed_proj_dim", int, None),
+        **KEYS.read(reader),
         post_norm=not reader.take("do_layer_norm_before", bool, True),
         final_norm=not reader.take("_remove_final_layer_norm", bool, False),
-        activation=ACTIVATIONS.get(activation, activation),
-        bias=reader.take("enable_bias", bool, True),
-        affine=reader.take("layer_norm_elementwise_affine", bool, True),
-        tied=reader.take("tie_word_embeddings", bool, True),
     )
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    attention, (mixer, ffn) = attention_of(spec), spec.trunk.blocks[0].subs
-    norm = mixer.pre or mixer.post
-    assert isinstance(ffn.op, Dense) and isinstance(norm, LayerNorm)
-    return {
-        "vocab_size": spec.vocab,
-        "hidden_size": spec.dim,
-        "num_hidden_layers": len(spec.trunk.blocks),
-        "num_attention_heads": attention.heads,
-        "ffn_dim": ffn.op.hidden,
-        "max_position_embeddings": spec.context,
-        "word_embed_proj_dim": spec.embed.projection.width if spec.embed.projection else spec.dim,
-        "do_layer_norm_before": mixer.pre is not None,
+    return KEYS.write(spec) | {
+        "do_layer_norm_before": spec.trunk.blocks[0].subs[0].pre is not None,
         "_remove_final_layer_norm": spec.trunk.final_norm is None,
-        "activation_function": {"gelu_tanh": "gelu_new"}.get(ffn.op.activation, ffn.op.activation),
-        "enable_bias": attention.bias != "",
-        "layer_norm_elementwise_affine": norm.scale,
-        "tie_word_embeddings": spec.tied,
     }
 
 

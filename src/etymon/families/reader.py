@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from etymon.errors import ConfigError, suggest
 
 T = TypeVar("T")
-_REQUIRED: Any = object()
+REQUIRED: Any = object()
 
 # Keys that do not change the function a model computes: bookkeeping, training-time regularisation, generation defaults.
 IGNORABLE = frozenset(
@@ -25,7 +25,8 @@ IGNORABLE = frozenset(
     add_cross_attention tie_encoder_decoder pruned_heads tf_legacy_loss use_bfloat16 attn_implementation
     _attn_implementation_autoset hidden_dropout_prob attention_probs_dropout_prob classifier_dropout
     classifier_dropout_prob classif_dropout dropout activation_dropout dropout_rate encoder_layerdrop decoder_layerdrop
-    init_std
+    init_std summary_type summary_use_proj summary_activation summary_first_dropout summary_last_dropout
+    summary_proj_to_labels gradient_checkpointing
     """.split()
 )
 
@@ -41,7 +42,7 @@ class ConfigReader:
     def __contains__(self, key: str) -> bool:
         return key in self._left
 
-    def take(self, key: str, kind: type[T], default: Any = _REQUIRED) -> T:
+    def take(self, key: str, kind: type[T], default: Any = REQUIRED) -> T:
         """Consume `key`; a missing key gives `default`, and null too where there is one.
 
         Raises ConfigError when a required key is missing or a value has the wrong type.
@@ -49,7 +50,7 @@ class ConfigReader:
         self._seen.append(key)
         value = self._left.pop(key, None)
         if value is None:
-            if default is _REQUIRED:
+            if default is REQUIRED:
                 raise ConfigError(f"{self.where}: the key {key!r} is missing")
             return default
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -62,6 +63,20 @@ class ConfigReader:
         """Consume `key` as a nested object with a reader of its own, or return None where it is absent or null."""
         value = self.take(key, dict, None)
         return None if value is None else ConfigReader(value, f"{self.where}: {key}")
+
+    def skip(self, *keys: str) -> None:
+        """Consume keys that change nothing in what the model computes."""
+        for key in keys:
+            self.take(key, object, None)
+
+    def same(self, key: str, other: str) -> None:
+        """Let `other` be another name for `key`. Raises ConfigError where both are there and differ."""
+        value = self._left.pop(other, None)
+        self._seen.append(other)
+        if value is not None and self._left.setdefault(key, value) != value:
+            raise ConfigError(
+                f"{self.where}: {key} = {self._left[key]!r} but {other} = {value!r}, which means the same"
+            )
 
     def expect(self, key: str, *values: Any) -> None:
         """Consume `key`, which when present must have one of these values: others are not supported."""

@@ -7,9 +7,9 @@ a memory of three numbers per channel; every layer sees a position mixed with th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from etymon.families.family import Family
+from etymon.families.keys import Keys, op_of
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -45,36 +45,33 @@ def build(
     )
 
 
+def _eps(spec: ModelSpec) -> float:
+    """Return the epsilon of all norms but the last, whose own is fixed."""
+    assert spec.embed.norm is not None
+    return spec.embed.norm.eps
+
+
+KEYS = Keys(
+    measures={
+        "eps": (float, _eps),
+        "width": (int, lambda spec: op_of(spec, TimeMix).hidden),
+        "hidden": (int, lambda spec: op_of(spec, ChannelMix).hidden),
+    },
+    vocab=("vocab_size", 50277),
+    dim=("hidden_size", 4096),
+    layers=("num_hidden_layers", 32),
+    width=("attention_hidden_size", None),
+    hidden=("intermediate_size", None),
+    context=("context_length", 1024),
+    eps=("layer_norm_epsilon", 1e-5),
+    tied=("tie_word_embeddings", False),
+)
+
+
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "rwkv"."""
-    reader.take("rescale_every", int, 6)  # halves the stream now and then, against overflow; the last norm undoes it
-    return build(
-        vocab=reader.take("vocab_size", int, 50277),
-        dim=reader.take("hidden_size", int, 4096),
-        layers=reader.take("num_hidden_layers", int, 32),
-        width=reader.take("attention_hidden_size", int, None),
-        hidden=reader.take("intermediate_size", int, None),
-        context=reader.take("context_length", int, 1024),
-        eps=reader.take("layer_norm_epsilon", float, 1e-5),
-        tied=reader.take("tie_word_embeddings", bool, False),
-    )
-
-
-def write(spec: ModelSpec) -> dict[str, Any]:
-    """Write the `config.json` of a spec that `build` made."""
-    time_mix, channel_mix = (sub.op for sub in spec.trunk.blocks[0].subs)
-    norm = spec.embed.norm
-    assert isinstance(time_mix, TimeMix) and isinstance(channel_mix, ChannelMix) and norm is not None
-    return {
-        "vocab_size": spec.vocab,
-        "hidden_size": spec.dim,
-        "num_hidden_layers": len(spec.trunk.blocks),
-        "attention_hidden_size": time_mix.hidden,
-        "intermediate_size": channel_mix.hidden,
-        "context_length": spec.context,
-        "layer_norm_epsilon": norm.eps,
-        "tie_word_embeddings": spec.tied,
-    }
+    reader.skip("rescale_every")  # halves the stream now and then, against overflow; the last norm undoes it
+    return build(**KEYS.read(reader))
 
 
 MIXTURES = {"mix_key": "time_mix_key", "mix_value": "time_mix_value", "mix_gate": "time_mix_receptance"}
@@ -133,7 +130,7 @@ FAMILY = Family(
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "context": 64},
     read=read,
-    write=write,
+    write=KEYS.write,
     weights=weights,
     head_name="head.weight",
     prefix="rwkv.",

@@ -12,6 +12,7 @@ from typing import Any
 
 from etymon.errors import ConfigError, suggest
 from etymon.families.family import Family
+from etymon.families.keys import Keys, feed_forward
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -92,57 +93,54 @@ def build(
     )
 
 
+def _relative(spec: ModelSpec) -> BucketBias:
+    assert isinstance(spec.trunk.relative, BucketBias)
+    return spec.trunk.relative
+
+
+def _published(spec: ModelSpec) -> str:
+    ffn = feed_forward(spec)
+    return next(name for name, form in FEED_FORWARD.items() if form == (type(ffn), ffn.activation))
+
+
+KEYS = Keys(
+    measures={
+        "layers": (int, lambda spec: spec.encoder.depth if spec.encoder else 0),
+        "decoder_layers": (int, lambda spec: spec.trunk.depth),
+        "feed_forward": (str, _published),
+        "buckets": (int, lambda spec: _relative(spec).buckets),
+        "max_distance": (int, lambda spec: _relative(spec).max_distance),
+        "start": (int, lambda spec: spec.start),
+    },
+    vocab=("vocab_size", 32128),
+    dim=("d_model", 512),
+    layers=("num_layers", 6),
+    decoder_layers=("num_decoder_layers", None),
+    heads=("num_heads", 8),
+    head_dim=("d_kv", 64),
+    hidden=("d_ff", 2048),
+    feed_forward=("feed_forward_proj", "relu"),
+    buckets=("relative_attention_num_buckets", 32),
+    max_distance=("relative_attention_max_distance", 128),
+    context=("n_positions", 512),
+    eps=("layer_norm_epsilon", 1e-6),
+    tied=("tie_word_embeddings", True),
+    start=("decoder_start_token_id", 0),
+)
+
+
 def read(reader: ConfigReader, family: str = "t5", tied: bool | None = None) -> ModelSpec:
     """Read a `config.json` of model type "t5"; `tied` overrules what it says."""
-    feed_forward = reader.take("feed_forward_proj", str, "relu")
-    for key in ("dense_act_fn", "is_gated_act"):
-        reader.take(key, object, None)  # what follows from feed_forward_proj
-    reader.take("output_past", object, None)
+    reader.skip("dense_act_fn", "is_gated_act", "output_past")  # the first two follow from feed_forward_proj
+    sizes = KEYS.read(reader)
     # newer files say that the head is tied whether it is or not, and mean this key
-    stored = reader.take("tie_word_embeddings", bool, True)
-    stored = reader.take("scale_decoder_outputs", bool, stored)
-    return build(
-        family=family,
-        vocab=reader.take("vocab_size", int, 32128),
-        dim=reader.take("d_model", int, 512),
-        layers=(layers := reader.take("num_layers", int, 6)),
-        decoder_layers=reader.take("num_decoder_layers", int, layers),
-        heads=reader.take("num_heads", int, 8),
-        head_dim=reader.take("d_kv", int, 64),
-        hidden=reader.take("d_ff", int, 2048),
-        feed_forward=feed_forward,
-        buckets=reader.take("relative_attention_num_buckets", int, 32),
-        max_distance=reader.take("relative_attention_max_distance", int, 128),
-        context=reader.take("n_positions", int, 512),
-        eps=reader.take("layer_norm_epsilon", float, 1e-6),
-        tied=stored if tied is None else tied,
-        start=reader.take("decoder_start_token_id", int, 0),
-    )
+    stored = reader.take("scale_decoder_outputs", bool, sizes["tied"])
+    return build(**sizes | {"family": family, "tied": stored if tied is None else tied})
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    assert spec.encoder is not None and isinstance(spec.encoder.relative, BucketBias)
-    attention, _, ffn = (sub.op for sub in spec.trunk.blocks[0].subs)
-    norm = spec.trunk.final_norm
-    assert isinstance(attention, Attention) and isinstance(ffn, Dense | Gated) and isinstance(norm, RMSNorm)
-    return {
-        "vocab_size": spec.vocab,
-        "d_model": spec.dim,
-        "num_layers": spec.encoder.depth,
-        "num_decoder_layers": spec.trunk.depth,
-        "num_heads": attention.heads,
-        "d_kv": attention.head_dim,
-        "d_ff": ffn.hidden,
-        "feed_forward_proj": next(k for k, v in FEED_FORWARD.items() if v == (type(ffn), ffn.activation)),
-        "relative_attention_num_buckets": spec.encoder.relative.buckets,
-        "relative_attention_max_distance": spec.encoder.relative.max_distance,
-        "n_positions": spec.context,
-        "layer_norm_epsilon": norm.eps,
-        "tie_word_embeddings": spec.tied,
-        "is_encoder_decoder": True,
-        "decoder_start_token_id": spec.start,
-    }
+    return KEYS.write(spec) | {"is_encoder_decoder": True}
 
 
 def _layer(*subs: str) -> Names:
