@@ -35,9 +35,15 @@ from etymon.spec import (
     Transform,
 )
 
+
+def _context(spec: ModelSpec) -> int:
+    position = spec.embed.position
+    return position.rows if isinstance(position, Learned) else spec.context
+
+
 KEYS = Keys(
     measures={
-        "context": (int, lambda spec: position_of(spec).rows),
+        "context": (int, _context),
         "segments": (int, lambda spec: spec.embed.segments),
     },
     vocab="vocab_size",
@@ -51,12 +57,6 @@ KEYS = Keys(
     activation=("hidden_act", "gelu"),
     gelu_tanh="gelu_new",
 )
-
-
-def position_of(spec: ModelSpec) -> Learned:
-    """Return the learned positions."""
-    assert isinstance(spec.embed.position, Learned)
-    return spec.embed.position
 
 
 def block(dim: int, heads: int, hidden: int, activation: str, eps: float) -> Block:

@@ -13,7 +13,9 @@ from typing import Any
 
 from etymon.errors import ConfigError
 from etymon.families import bert
+from etymon.families.descent import attention_of
 from etymon.families.family import Family
+from etymon.families.keys import ACTIVATIONS
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -99,9 +101,7 @@ def read_encoder(reader: ConfigReader) -> dict[str, Any]:
     """Read the keys that all DeBERTas have, as arguments of `build`."""
     terms: Any = reader.take("pos_att_type", object, [])
     span = reader.take("max_relative_positions", int, -1)
-    other = (("layer_norm_eps", "eps", 1e-7), ("type_vocab_size", "segments", 0))  # than BERT's, where they are absent
-    defaults = {name: value for key, name, value in other if key not in reader}
-    dimensions = bert.read_encoder(reader) | defaults
+    dimensions = bert.read_encoder(reader, eps=1e-7, segments=0)
     reader.expect("relative_attention", True)
     reader.expect("embedding_size", dimensions["dim"])
     reader.expect("pooler_hidden_size", dimensions["dim"])
@@ -120,7 +120,7 @@ def read_head(reader: ConfigReader, prefix: str, others: dict[str, Head] | None 
     activation = reader.take("pooler_hidden_act", str, "gelu")
     model, masked, classify = (f"{prefix}{end}" for end in ("Model", "ForMaskedLM", "ForSequenceClassification"))
     architecture, classes = bert.read_architecture(reader, (model, masked, classify, *(others or ())))
-    classifier = Classify(classes=classes, activation=bert.ACTIVATIONS.get(activation, activation))
+    classifier = Classify(classes=classes, activation=ACTIVATIONS.get(activation, activation))
     return {model: Hidden(), classify: classifier, **(others or {})}.get(architecture)
 
 
@@ -132,34 +132,19 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def write_encoder(spec: ModelSpec, prefix: str, others: dict[str, Head] | None = None) -> dict[str, Any]:
     """Write the keys that all DeBERTas have."""
-    attention, ffn, *_ = (sub.op for sub in spec.trunk.blocks[0].subs)
-    norm, relative = spec.embed.norm, spec.trunk.relative
-    assert isinstance(attention, Attention) and isinstance(ffn, Dense) and isinstance(norm, LayerNorm)
+    attention, relative = attention_of(spec), spec.trunk.relative
     assert isinstance(attention.scores, Disentangled) and isinstance(relative, RelativeTable)
     ends = {Hidden: "Model", LM: "ForMaskedLM", Classify: "ForSequenceClassification"}
     architecture = next((name for name, head in (others or {}).items() if isinstance(spec.head, type(head))), None)
-    activation = {"gelu_tanh": "gelu_new"}
-    classes = spec.head.classes if isinstance(spec.head, Classify) else 2
     terms = zip(TERMS, (attention.scores.keys, attention.scores.queries), strict=True)
-    return {
+    return bert.write_encoder(spec) | {
         "architectures": [architecture or prefix + ends[type(spec.head)]],
-        "vocab_size": spec.vocab,
-        "hidden_size": spec.dim,
-        "num_hidden_layers": spec.trunk.depth,
-        "num_attention_heads": attention.heads,
-        "intermediate_size": ffn.hidden,
-        "hidden_act": activation.get(ffn.activation, ffn.activation),
-        "max_position_embeddings": spec.context,
-        "type_vocab_size": spec.embed.segments,
-        "layer_norm_eps": norm.eps,
         "relative_attention": True,
         "pos_att_type": [term for term, kind in terms if kind is not None],
         "max_relative_positions": relative.max_distance or relative.span,
         "position_biased_input": spec.embed.position is not None,
         "pooler_hidden_act": spec.head.activation if isinstance(spec.head, Classify) else "gelu",
         "legacy": False,
-        "id2label": {str(i): f"LABEL_{i}" for i in range(classes)},
-        "label2id": {f"LABEL_{i}": i for i in range(classes)},
     }
 
 

@@ -12,8 +12,9 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from etymon.families import bert, deberta
+from etymon.families import deberta
 from etymon.families.family import Family, extends
+from etymon.families.keys import ACTIVATIONS
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -91,7 +92,7 @@ def read(reader: ConfigReader) -> ModelSpec:
         shared=reader.take("share_att_key", bool, False),
         normalised="layer_norm" in kinds,
         kernel=kernel if kernel > 0 else None,
-        conv_activation=bert.ACTIVATIONS.get(activation, activation),
+        conv_activation=ACTIVATIONS.get(activation, activation),
         head=head,
     )
 

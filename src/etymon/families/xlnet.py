@@ -16,6 +16,7 @@ from etymon.errors import ConfigError
 from etymon.families import bert
 from etymon.families.descent import attention_of
 from etymon.families.family import Family
+from etymon.families.keys import ACTIVATIONS
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Concat, Reshape, Rule, Transpose, affine
@@ -104,7 +105,7 @@ def read(reader: ConfigReader) -> ModelSpec:
         clamp=clamp if clamp > 0 else None,
         attention=reader.take("attn_type", str, "bi"),
         eps=reader.take("layer_norm_eps", float, 1e-12),
-        activation=bert.ACTIVATIONS.get(activation, activation),
+        activation=ACTIVATIONS.get(activation, activation),
         head=Hidden() if architecture == "XLNetModel" else None,
     )
 
