@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etymon.errors import TokenizerError
+from etymon.text.frame import template
 from etymon.text.pieces import byte_alphabet
 from etymon.text.rules import Rules, added_token, first_then
 
@@ -118,6 +119,16 @@ def parse_pair(vocab: bytes, merges: bytes) -> tuple[dict[str, int], list[list[s
     return vocabulary, pairs
 
 
+_FAIRSEQ = ("<s> A </s>", "<s> A </s> </s> B </s>")
+# What stands around one text, and around two, by the tokenizer class that published the files.
+_FRAMES = {
+    "BartTokenizer": _FAIRSEQ,
+    "DebertaTokenizer": ("[CLS] A [SEP]", "[CLS] A [SEP] B:1 [SEP]:1"),
+    "LongformerTokenizer": _FAIRSEQ,
+    "RobertaTokenizer": _FAIRSEQ,
+}
+
+
 def convert_pair(
     vocabulary: Mapping[str, int], merges: Sequence[Sequence[str]], scheme: str, settings: Mapping[str, Any]
 ) -> Rules:
@@ -142,6 +153,8 @@ def convert_pair(
         prefix_space=bool(settings.get("add_prefix_space", False)),
         compose=qwen,
     )
+    if scheme in _FRAMES:
+        data["post_processor"] = template(*_FRAMES[scheme], {token: vocabulary[token] for token in special})
     roles = _roles(set(special))
     return Rules(data, roles if "<s>" in special or "[CLS]" in special else {"bos_token": None} | roles)
 

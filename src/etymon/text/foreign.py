@@ -17,10 +17,14 @@ EXPECTED = "tokenizer.json, tokenizer.model, spiece.model, vocab.json with merge
 # The class that reads a family's files where tokenizer_config.json does not name one.
 _SCHEMES = {
     "albert": "AlbertTokenizer",
+    "bart": "BartTokenizer",
+    "deberta": "DebertaTokenizer",
     "deberta-v2": "DebertaV2Tokenizer",
+    "longformer": "LongformerTokenizer",
     "mbart": "MBartTokenizer",
     "qwen2": "Qwen2Tokenizer",
     "qwen3": "Qwen2Tokenizer",
+    "roberta": "RobertaTokenizer",
     "t5": "T5Tokenizer",
     "xlm": "XLMTokenizer",
     "xlm-roberta": "XLMRobertaTokenizer",

@@ -212,6 +212,8 @@ def convert(model: SentencePiece, scheme: str = "", settings: Mapping[str, Any] 
     Raises TokenizerError when the model needs a piece that it does not have.
     """
     settings = settings or {}
+    if settings.get("split_by_punct"):
+        raise TokenizerError("its settings cut text at punctuation (split_by_punct), which is not supported here.")
     model = _layout(scheme, settings)(model)
     user = [piece.text for piece in model.pieces if piece.kind is Kind.USER_DEFINED]
     unknown = next((piece.text for piece in model.pieces if piece.kind is Kind.UNKNOWN), None)
@@ -235,7 +237,10 @@ def convert(model: SentencePiece, scheme: str = "", settings: Mapping[str, Any] 
         "decoder": _decoder(model),
         "model": _unigram(model) if model.algorithm == "unigram" else _bpe(model, unknown),
     }
-    return Rules(data, {f"{name}_token": text for name, text in model.named.items()})
+    control = {piece.text for piece in model.pieces if piece.kind is Kind.CONTROL}
+    forms = ((name, form) for name in ("cls", "sep", "mask") for form in (f"[{name.upper()}]", f"<{name}>"))
+    named = {name: form for name, form in forms if form in control}
+    return Rules(data, {f"{name}_token": text for name, text in {**named, **model.named}.items()})
 
 
 _BERT = ("[CLS] A [SEP]", "[CLS] A [SEP] B:1 [SEP]:1")
