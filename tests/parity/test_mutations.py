@@ -133,8 +133,10 @@ def randomised(spec: ModelSpec) -> Model:
     model = build(spec)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
-        for tensor in (*model.parameters(), *model.buffers()):
-            tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.3 + (tensor.dim() == 1))
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3 + (parameter.dim() == 1))
+        for buffer in model.buffers():  # corrections of choices, which must not decide them alone
+            buffer.copy_(torch.randn(buffer.shape, generator=generator) * 0.1)
     return model
 
 
