@@ -133,6 +133,14 @@ class DynamicScaling:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DoublingScaling:
+    """NTK-aware scaling in steps: a base that grows whenever the input passes the original context once more doubled
+    (Bai et al. 2023, arXiv:2309.16609)."""
+
+    original_context: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class LongRopeScaling:
     """LongRoPE (Ding et al. 2024, arXiv:2402.13753): every frequency divided by a factor of its own, from `long` where
     the input exceeds the original context, else from `short`; scores scaled by `attention_factor`."""
@@ -143,7 +151,7 @@ class LongRopeScaling:
     attention_factor: float
 
 
-RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | DynamicScaling | LongRopeScaling
+RopeScaling = LinearScaling | Llama3Scaling | YarnScaling | DynamicScaling | DoublingScaling | LongRopeScaling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +243,14 @@ class Sinks:
     (OpenAI 2025, arXiv:2508.10925)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LogScale:
+    """Scores of a query in place i > `context` (counted from 1) times log(i) / log(context), so that more keys do not
+    mean more even shares (Chiang & Cholak 2022, arXiv:2202.12172)."""
+
+    context: int
+
+
 # -- operators --------------------------------------------------------------------------------------------------------
 
 
@@ -290,13 +306,14 @@ class Attention(Heads):
     """Scaled dot-product attention of a stack's tokens to one another.
 
     `window` lets position i see j only when i - j < window. `clip` clamps queries, keys and values to [-clip, clip];
-    `softcap` bounds the scores smoothly, softcap * tanh(score / softcap); `scores` is what is added to them.
+    `softcap` bounds the scores smoothly, softcap * tanh(score / softcap); `scores` is what is added to them, or
+    multiplies them.
     """
 
     name: ClassVar[str] = "attention"
     biases: ClassVar[tuple[str, ...]] = (*Heads.biases, "qv", "qvo")
     rope: Rope | None = None
-    scores: ALiBi | BucketBias | RelativeSinusoids | Disentangled | Sinks | None = None
+    scores: ALiBi | LogScale | BucketBias | RelativeSinusoids | Disentangled | Sinks | None = None
     qk_norm: QKNorm | None = None
     window: int | None = None
     clip: float | None = None

@@ -7,7 +7,16 @@ from typing import Any
 
 from etymon.errors import ConfigError
 from etymon.families.reader import ConfigReader
-from etymon.spec import DynamicScaling, LinearScaling, Llama3Scaling, LongRopeScaling, Rope, RopeScaling, YarnScaling
+from etymon.spec import (
+    DoublingScaling,
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    Rope,
+    RopeScaling,
+    YarnScaling,
+)
 
 
 def read_rope(reader: ConfigReader, *, dim: int, context: int, base: float = 10000.0, part: float = 1.0) -> Rope:
@@ -110,6 +119,8 @@ def write_rope(rope: Rope, head_dim: int | None = None) -> dict[str, Any]:
         case DynamicScaling() as s:
             original = {"original_max_position_embeddings": s.original_context}
             return common | {"rope_type": "dynamic", "factor": s.factor} | original
+        case DoublingScaling():
+            raise ConfigError("rotary positions that stretch in doublings belong to Qwen's own config only")
         case LongRopeScaling() as s:
             return common | {
                 "rope_type": "longrope",

@@ -78,6 +78,8 @@ class Attention(Mixer):
             k_BGSD, v_BGSD = k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
         else:
             k_BGSD, v_BGSD = cell.append(k_BTGD, v_BTGD, layout.columns)
+        if isinstance(op.scores, spec.LogScale):
+            q_BTHD = q_BTHD * layout.log_scale(op.scores, q_BTHD.dtype)
         mask: Tensor | None
         if self.scores is not None:
             q_BTHD, bias = self.scores(q_BTHD, k_BGSD, layout, self.project)

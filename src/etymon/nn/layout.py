@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -148,6 +149,11 @@ class Layout:
                 positions = positions[:1]
             self._rotary[rope, dtype] = rotary_table(rope, positions, dtype)
         return self._rotary[rope, dtype]
+
+    def log_scale(self, scale: spec.LogScale, dtype: torch.dtype) -> Tensor:
+        """Return by what `scale` multiplies queries, [batch, time, 1, 1]."""
+        places = (self.positions[:, :, None, None] + 1).clamp(min=scale.context)
+        return (places.log() / math.log(scale.context)).to(dtype)
 
     def visible(self, visibility: spec.Visibility, window: int | None) -> tuple[Tensor | None, bool]:
         """Return (mask, is_causal) for attention: a bool mask broadcastable to [batch, 1, time, keys], or None.

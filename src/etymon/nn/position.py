@@ -31,8 +31,12 @@ def frequencies(rope: spec.Rope, device: torch.device | str = "cpu", length: int
             smooth = (s.original_context / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
             smooth = smooth.clamp(0, 1)
             return (1 - smooth) * inv_freq / s.factor + smooth * inv_freq, 1.0
-        case spec.DynamicScaling() as s:
-            grown = s.factor * max(length, s.original_context) / s.original_context - (s.factor - 1)
+        case spec.DynamicScaling() | spec.DoublingScaling() as s:
+            ratio = max(length, s.original_context) / s.original_context
+            if isinstance(s, spec.DoublingScaling):
+                grown = 2.0 * 2 ** math.ceil(math.log2(ratio)) - 1
+            else:
+                grown = s.factor * ratio - (s.factor - 1)
             return 1.0 / (rope.base * grown ** (rope.dim / (rope.dim - 2))) ** exponent, 1.0
         case spec.LongRopeScaling() as s:
             factors = s.long if length > s.original_context else s.short
@@ -60,7 +64,7 @@ def _yarn(rope: spec.Rope, s: spec.YarnScaling, inv_freq: Tensor) -> tuple[Tenso
 
 def rotary_table(rope: spec.Rope, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return cos and sin [batch, time, 1, dim / 2] at `positions` [batch, time], computed in fp32."""
-    by_length = isinstance(rope.scaling, spec.DynamicScaling | spec.LongRopeScaling)
+    by_length = isinstance(rope.scaling, spec.DynamicScaling | spec.DoublingScaling | spec.LongRopeScaling)
     kept = frequencies.__wrapped__ if torch.compiler.is_compiling() else frequencies  # compilers see no caches
     inv_freq, factor = kept(rope, positions.device, int(positions.max()) + 1 if by_length else 0)
     angles = positions[:, :, None, None] * inv_freq

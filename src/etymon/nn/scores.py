@@ -169,7 +169,7 @@ def build_scores(op: spec.Attention, dim: int, visibility: spec.Visibility) -> S
             return RelativeSinusoids(op.scores, op, dim, isinstance(visibility, spec.Causal))
         case spec.Disentangled():
             return Disentangled(op.scores, op, dim)
-        case None | spec.ALiBi() | spec.Sinks():
+        case None | spec.ALiBi() | spec.LogScale() | spec.Sinks():
             return None
 
 
