@@ -11,7 +11,7 @@ from etymon.families import family_named
 from etymon.nn import build
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "bert", "t5", "bart"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "bert", "t5", "bart", "deberta-v2", "longformer"])
 def test_a_model_is_one_graph(name: str) -> None:
     family = family_named(name)
     model = build(family.spec(**family.tiny))

@@ -141,8 +141,7 @@ class RejoinedBlock(Block):
 
     def forward(self, x: Tensor, layout: Layout, cells: Iterator[Cell] | None) -> Tensor:
         """Apply to `x` [batch, time, dim]."""
-        source = x
-        *subs, last = self.values()
+        source, (*subs, last) = x, self.values()
         for sub in subs:
             x = sub(x, layout, cells)
         return last(x, layout, cells, source)

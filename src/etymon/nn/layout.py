@@ -27,16 +27,14 @@ class Source:
     mask: Tensor | None
 
 
+@dataclass(frozen=True)
 class Chosen:
     """The global tokens of a call: `mask` [batch, time], and per row their places `index` [batch, most], of which those
     that are not `real` [batch, most] only fill up."""
 
-    def __init__(self, mask: Tensor) -> None:
-        self.mask = mask
-        counts = mask.sum(1)
-        most = int(counts.max())
-        self.index = mask.long().argsort(dim=1, descending=True, stable=True)[:, :most]
-        self.real = torch.arange(most, device=mask.device) < counts[:, None]
+    mask: Tensor
+    index: Tensor
+    real: Tensor
 
 
 def hiding(real: Tensor) -> Tensor | None:
@@ -132,8 +130,10 @@ class Layout:
             raise DataError("this model has no global tokens: leave out global_attention_mask")
         if mask.shape != (self.batch, self.time):
             raise DataError(f"global_attention_mask has shape {tuple(mask.shape)}, expected {(self.batch, self.time)}")
-        chosen = mask.bool() if self.attention_mask is None else mask.bool() & self.attention_mask
-        self.chosen = Chosen(chosen) if bool(chosen.any()) else None
+        mask = mask.bool() if self.attention_mask is None else mask.bool() & self.attention_mask
+        if most := int(mask.sum(1).max()):
+            real, index = mask.byte().sort(dim=1, descending=True, stable=True)
+            self.chosen = Chosen(mask, index[:, :most], real[:, :most].bool())
 
     def positions_from_padding(self) -> Tensor:
         """Return positions [batch or 1, time] that count the real tokens, -1 for padding, unless they were given."""

@@ -100,24 +100,22 @@ class RelativeTable(nn.Module):
         super().__init__()
         self.span, self.max_distance = relative.span, relative.max_distance
         self.table = Table(2 * relative.span, dim)
-        self.norm = build_norm(relative.norm, dim)
+        self.norm = build_norm(relative.norm, dim) or nn.Identity()
 
     def forward(self, layout: Layout) -> tuple[Tensor, Tensor]:
         """Return the vectors [R, dim] of a call's distances, and which one belongs to a pair, [B or 1, 1, T, S]."""
-        farthest = layout.keys - 1
-        rows = self._row(torch.arange(-farthest, farthest + 1))
-        vectors = self.table.weight[int(rows[0]) : int(rows[-1]) + 1]
-        places = (rows - rows[0]).to(layout.device)[farthest - layout.distance()]
-        return (vectors if self.norm is None else self.norm(vectors)), places
+        first = max(0, self.span - layout.keys + 1)
+        vectors = self.norm(self.table.weight[first : self.span + layout.keys])
+        return vectors, self._row(-layout.distance()) - first
 
     def _row(self, distance: Tensor) -> Tensor:
         """Return the table's row of every distance (query - key)."""
         if self.max_distance is not None:
             exact = self.span // 2
-            far = distance.abs().clamp(min=exact) / exact
-            growth = far.log() / torch.tensor((self.max_distance - 1) / exact).log()
-            steps = exact + (growth * (exact - 1)).ceil().long()
-            distance = distance.where(distance.abs() <= exact, steps * distance.sign())
+            growth = (distance.abs().clamp(min=exact) / exact).log()
+            growth = growth / torch.tensor((self.max_distance - 1) / exact).log() * (exact - 1)
+            far = (exact + growth.ceil().long()) * distance.sign()
+            distance = distance.where(distance.abs() <= exact, far)
         return (distance + self.span).clamp(0, 2 * self.span - 1)
 
 
@@ -126,11 +124,12 @@ class Disentangled(Scores):
 
     def __init__(self, scores: spec.Disentangled, op: spec.Attention, dim: int) -> None:
         super().__init__()
-        self.op, self.kinds = op, scores
+        self.heads, self.kinds = op.heads, scores
         self.scale = op.head_dim**-0.5 if op.scale is None else op.scale
-        keys, queries = scores.keys, scores.queries
-        self.keys = Linear(dim, (op.kv_width,), bias=keys.bias) if isinstance(keys, spec.Own) else None
-        self.queries = Linear(dim, (op.query_width,), bias=queries.bias) if isinstance(queries, spec.Own) else None
+        self.keys, self.queries = (
+            Linear(dim, (op.query_width,), bias=kind.bias) if isinstance(kind, spec.Own) else None
+            for kind in (scores.keys, scores.queries)
+        )
 
     def forward(self, q_BTHD: Tensor, k_BGSD: Tensor, layout: Layout, project: Projection) -> tuple[Tensor, Tensor]:
         """Return the queries as they are, and the scores of positions."""
@@ -139,7 +138,7 @@ class Disentangled(Scores):
         shared = project(vectors) if spec.AsContents() in (self.kinds.keys, self.kinds.queries) else None
         scores = []
         if self.kinds.keys is not None:
-            k_RHD = self._made(self.keys, vectors, shared, self.op.heads)
+            k_RHD = self._made(self.keys, vectors, shared, self.heads)
             scores.append(_fetch(q_BTHD.transpose(1, 2), k_RHD, places))
         if self.kinds.queries is not None:
             q_RHD = self._made(self.queries, vectors, shared, 0)
@@ -149,9 +148,9 @@ class Disentangled(Scores):
     def _made(self, own: Linear | None, vectors: Tensor, shared: Tensor | None, first: int) -> Tensor:
         """Return what is made of the vectors, [R, H, D], by a projection of their own or that of the contents."""
         if own is not None:
-            return own(vectors).unflatten(1, (self.op.heads, -1))
+            return own(vectors).unflatten(1, (self.heads, -1))
         assert shared is not None
-        return shared[:, first : first + self.op.heads]
+        return shared[:, first : first + self.heads]
 
 
 def _fetch(x_BHTD: Tensor, r_RHD: Tensor, places: Tensor) -> Tensor:
@@ -177,10 +176,6 @@ def build_relative(
     relative: spec.BucketBias | spec.RelativeTable | None, dim: int, visibility: spec.Visibility
 ) -> BucketBias | RelativeTable | None:
     """Build what all self-attentions of a stack know of distances."""
-    match relative:
-        case spec.BucketBias():
-            return BucketBias(relative, visibility)
-        case spec.RelativeTable():
-            return RelativeTable(relative, dim)
-        case None:
-            return None
+    if isinstance(relative, spec.BucketBias):
+        return BucketBias(relative, visibility)
+    return None if relative is None else RelativeTable(relative, dim)
