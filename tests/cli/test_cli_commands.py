@@ -16,7 +16,7 @@ COMMANDS = (
     *("run", "train", "evaluate", "quantize", "convert", "serve", "chat", "generate", "embed", "report"),
     "version",
     *("data prepare", "data stats", "data show", "tokenizer train", "tokenizer encode", "tokenizer measure"),
-    *("models list", "models show"),
+    *("models list", "models show", "lineage", "lineage diff"),
 )
 
 
@@ -49,7 +49,7 @@ def test_version():
 
 def test_models_are_listed_with_their_sizes():
     text = run("models", "list")
-    assert "llama2-7b" in text and "6.74 G" in text and "gpt2-xl" in text
+    assert "llama2-7b" in text and "6.74B" in text and "gpt2-xl" in text
 
 
 def test_a_published_model_is_shown_as_a_tree():

@@ -96,7 +96,7 @@ def diff(
         print(json.dumps({"before": a.name, "after": b.name, "changes": told}, ensure_ascii=False, indent=2))
         return
     console = Console(highlight=False)
-    _print_changes(console, found, a, b)
+    print_changes(console, found, a, b)
     if found and not exact:
         console.print(f"[dim]in short:[/] {phrase(found)}")
 
@@ -127,7 +127,7 @@ def show(name: Annotated[str, typer.Argument(help="A node of the tree, or a publ
     console.print(grid)
     if facts.compared is not None:
         console.print()
-        _print_changes(console, facts.changes, *facts.compared)
+        print_changes(console, facts.changes, *facts.compared)
     elif facts.relative is not None:
         told = "nothing is published about its form" if node.kind == "closed" else "it has no spec of its own here"
         console.print(f"\n{told}; the nearest before it that has one is {facts.relative.title}")
@@ -172,7 +172,8 @@ def _line(facts: Facts) -> str:
     return f"[dim]{node.published}[/]  {title}{said}{node.brought}[/]"
 
 
-def _print_changes(console: Console, found: list[Change], a: ModelSpec, b: ModelSpec) -> None:
+def print_changes(console: Console, found: list[Change], a: ModelSpec, b: ModelSpec) -> None:
+    """Print the fields that differ between two specs side by side."""
     from rich.markup import escape
     from rich.table import Table
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.tree import Tree
 
     from etymon.spec import ModelSpec, Stack
@@ -18,25 +22,71 @@ DTYPES = (("fp32", 4), ("bf16", 2), ("int8", 1))
 
 
 @app.command("list")
-def list_models() -> None:
-    """List families and their published sizes with parameter counts.
+def list_models(
+    having: Annotated[
+        list[str] | None,
+        typer.Option("--filter", help="Only models that have this: moe, rope, gqa, encoder … (again: and)"),
+    ] = None,
+    after: Annotated[str | None, typer.Option(help="Only models published in this year or month, or later.")] = None,
+    before: Annotated[str | None, typer.Option(help="Only models published earlier than this year or month.")] = None,
+    sort: Annotated[str, typer.Option(help="By family, date, parameters, context or name.")] = "family",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List families and their published sizes; what a model has is computed from its spec.
 
-    etymon models list
+    etymon models list --filter moe --after 2022
+
+    etymon models list --filter encoder --filter tied --before 2020 --sort parameters
     """
+    rows = _rows(having or [], after, before, sort)
+    if as_json:
+        print(json.dumps(rows, indent=2))
+        return
     from rich.console import Console
     from rich.table import Table
 
-    from etymon.evaluate import wording
-    from etymon.families import families
+    from etymon.lineage.facts import parameters
+
+    table = Table("family", "size", "published", "parameters", "active", "context", "layers", "width")
+    last = ""
+    for row in rows:
+        active = parameters(row["active"]) if row["active"] != row["parameters"] else ""
+        shape = (f"{row['context']:,}", str(row["layers"]), f"{row['width']:,}")
+        title = row["family"] if row["family"] != last else ""
+        table.add_row(title, row["size"], row["published"], parameters(row["parameters"]), active, *shape)
+        last = row["family"]
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(f"[dim]{len(rows)} models")
+
+
+def _rows(having: list[str], after: str | None, before: str | None, sort: str) -> list[dict[str, Any]]:
+    from etymon.errors import ConfigError
+    from etymon.lineage import tree
+    from etymon.lineage.features import check_features, features
     from etymon.nn import count
 
-    table = Table("family", "size", "parameters", "context", "layers", "width")
-    for family in families().values():
-        for i, size in enumerate(family.sizes):
-            spec = family.spec(size)
-            shape = (f"{spec.context:,}", str(len(spec.trunk.blocks)), str(spec.dim))
-            table.add_row("" if i else family.title, size, wording.count(count(spec).total), *shape)
-    Console(highlight=False).print(table)
+    for name, month in (("--after", after), ("--before", before)):
+        if month is not None and not re.fullmatch(r"\d{4}(-\d\d)?", month):
+            raise ConfigError(f"{name} {month}: expected a year or a month, such as 2022 or 2022-06.")
+    keys = {"family": None, "date": "published", "parameters": "parameters", "context": "context", "name": "size"}
+    if sort not in keys:
+        raise ConfigError(f"--sort {sort}: expected one of {', '.join(keys)}.")
+    found: list[dict[str, Any]] = []
+    known: set[str] = set()
+    for node in tree().nodes.values():
+        for (_, size), spec in zip(node.sizes, node.specs, strict=False):
+            has = features(spec)
+            known |= has
+            late_enough = after is None or node.published >= after
+            if late_enough and (before is None or node.published < before) and has.issuperset(having):
+                numbers = count(spec)
+                row = {"family": node.title, "size": size, "published": node.published, "parameters": numbers.total}
+                shape = {"context": spec.context, "layers": sum(s.depth for s in spec.stacks), "width": spec.dim}
+                found.append(row | {"active": numbers.active} | shape | {"features": sorted(has)})
+    check_features(having, known)
+    key = keys[sort]
+    return sorted(found, key=lambda row: row[key]) if key else found
 
 
 @app.command()
@@ -44,7 +94,7 @@ def show(
     name: Annotated[str, typer.Argument(help="A published size, a family, a recipe, a run, or a checkpoint.")],
     context: Annotated[int | None, typer.Option(help="Show the memory of the state at this context.")] = None,
 ) -> None:
-    """Print what a model is: its spec as a tree, parameter counts, memory.
+    """Print what a model is: its spec as a tree, its numbers beside the published ones, memory, what is new in it.
 
     etymon models show llama2-7b
 
@@ -60,14 +110,59 @@ def show(
     console = Console(highlight=False)
     console.print(_tree(spec))
     counts = count(spec)
-    console.print(f"\nparameters  {counts.total:,} in all, {counts.non_embedding:,} outside embeddings and head")
     table = Table("dtype", "weights", "state per token", f"state at {context or spec.context:,} tokens")
     per_token, fixed = _state_numbers(spec)
     for dtype, size in DTYPES:
         state = max(size, 2)  # which is not quantised
         sizes = (size * counts.total, state * per_token, state * (per_token * (context or spec.context) + fixed))
         table.add_row(dtype, *(wording.size(n) for n in sizes))
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    active = "" if counts.active == counts.total else f", {counts.active:,} active for each token"
+    facts.add_row(
+        "parameters", f"{counts.total:,} in all, {counts.non_embedding:,} outside embeddings and head{active}"
+    )
+    for row in _published(name, counts.total):
+        facts.add_row(*row)
+    console.print()
+    console.print(facts)
+    console.print()
     console.print(table)
+    _print_descent(console, name, spec)
+
+
+def _published(name: str, total: int) -> Iterator[tuple[str, str]]:
+    """Yield what is known of a published size: its numbers beside ours, when it came, from whom."""
+    from etymon.families import families
+    from etymon.families.origin import parsed_count
+    from etymon.lineage import tree
+
+    origin = next((family.origin for family in families().values() if name in family.sizes), None)
+    if origin is None:
+        return
+    if name in origin.counts:
+        count = origin.counts[name]
+        apart = total / parsed_count(count) - 1
+        why = f"; {origin.counted}" if abs(apart) > 0.01 else ""
+        yield "published", f"{count:,}" if isinstance(count, int) else f"{count} (ours {apart:+.1%}{why})"
+    node = tree()[name]
+    parents = ", ".join(tree().nodes[parent].title for parent in node.parents)
+    yield "lineage", f"{node.title}, {node.published}, from {parents}"
+    yield "paper", node.paper
+
+
+def _print_descent(console: Console, name: str, spec: ModelSpec) -> None:
+    """Print what differs from the parent of a published size."""
+    from etymon.cli.lineage import print_changes
+    from etymon.families import families
+    from etymon.lineage import changes, nearest, tree
+
+    if not any(name in family.sizes for family in families().values()):
+        return
+    relative = tree().relative(tree()[name])
+    if relative is not None:
+        before, after = nearest(relative.specs, [spec])
+        console.print(f"\n[bold]What differs from {relative.title}[/]")
+        print_changes(console, changes(before, after), before, after)
 
 
 def _state_numbers(spec: ModelSpec) -> tuple[int, int]:
@@ -112,6 +207,8 @@ def spec_of(name: str) -> ModelSpec:
     """Return the spec that a name means: a published size, a recipe, a run, or a checkpoint."""
     from etymon.errors import ConfigError, suggest
     from etymon.families import families
+    from etymon.hub.gguf import open_gguf
+    from etymon.hub.gguf_models import read_spec as read_gguf_spec
     from etymon.recipe.inputs import loaded_tokenizer, model_spec, read_spec
     from etymon.recipe.loading import load_recipe
     from etymon.recipe.target import checkpoint_of, is_run
@@ -124,6 +221,9 @@ def spec_of(name: str) -> ModelSpec:
     if Path(name).suffix in (".yaml", ".yml"):
         recipe = load_recipe(name)
         return model_spec(recipe, loaded_tokenizer(recipe))
+    if Path(name).suffix == ".gguf" and Path(name).is_file():
+        with open_gguf(Path(name)) as file:
+            return read_gguf_spec(file)[0]
     if is_run(name):
         return read_spec(checkpoint_of(name))
     if Path(name).exists() or "/" in name:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,23 @@ class Origin:
     `published` is the month ("2023-02") in which it became public, by a paper, weights or words, whichever came first.
     `parents` are names of nodes of the lineage, families or others; the computed difference is that from the first.
     `brought` is what was new in it, in one short line for people: no sizes, and nothing that the difference shows.
+    `counts` are the published numbers of parameters of its sizes, exact ones of checkpoints or rounded ("6.7B");
+    `counted` says why those that are not within a hundredth of ours are not.
     """
 
     published: str
     parents: tuple[str, ...]
     brought: str
     reference: Reference
+    counts: Mapping[str, int | str] = field(default_factory=dict)
+    counted: str = ""
 
 
 UNTOLD = Origin(published="", parents=(), brought="", reference=Paper())
+
+
+def parsed_count(count: int | str) -> float:
+    """Return a published number of parameters as a number: 6.7e9 of "6.7B"."""
+    if isinstance(count, int):
+        return count
+    return float(count[:-1]) * {"M": 1e6, "B": 1e9, "T": 1e12}[count[-1]]
