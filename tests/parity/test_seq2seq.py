@@ -50,7 +50,9 @@ def test_logits_hidden_states_and_gradients(pair: Any) -> None:
         model.zero_grad()
     expected.loss.backward()
     got.loss.backward()
-    gradients = {name: p.grad for name, p in theirs.state_dict(keep_vars=True).items()}
+    # (an expert that no token has chosen has no gradient there, and zeros here)
+    found = theirs.state_dict(keep_vars=True).items()
+    gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in found}
     own_gradients = {name: p.grad for name, p in ours.named_parameters()}
     compared = set()
     for rule in family_named(ours.spec.family).weights(ours.spec):
@@ -191,7 +193,10 @@ def test_saved_for_the_reference(pair: Any, tmp_path: Path) -> None:
     etymon.save(ours, None, tmp_path / "hf", format="hf", max_shard_bytes=20_000)
     again = type(theirs).from_pretrained(tmp_path / "hf")
     given = {"input_ids": tokens(2, 20), "decoder_input_ids": tokens(2, 20, seed=2)}
-    assert torch.equal(again(**given).logits, theirs(**given).logits)
+    saved = again.state_dict()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in theirs.state_dict().items())
+    # (to rounding: some of the reference's products round differently where its tensors lie differently in memory)
+    assert relative(again(**given).logits, theirs(**given).logits) < 1e-6
     assert again.config.decoder_start_token_id == ours.spec.start
     reloaded, _ = etymon.load(tmp_path / "hf")
     assert reloaded.spec == ours.spec

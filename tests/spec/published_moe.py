@@ -12,6 +12,15 @@ PUBLISHED: dict[str, int | str] = {
     "deepseek-r1": "671.03B",
     "gpt-oss-20b": "20.91B",
     "gpt-oss-120b": "116.83B",
+    "switch-base-8": "619M",
+    "switch-base-16": "1.07B",
+    "switch-base-32": "1.98B",
+    "switch-base-64": "3.79B",
+    "switch-base-128": "7.4B",
+    "switch-base-256": "14.7B",
+    "switch-large-128": "26.3B",
+    "switch-xxl-128": "395B",
+    "switch-c-2048": "1571B",
 }
 # What one token's pass uses, as the papers and model cards round it.
 ACTIVE: dict[str, str] = {

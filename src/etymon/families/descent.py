@@ -46,15 +46,20 @@ def with_attention(block: Block, **changes: Any) -> Block:
 
 def with_mixtures(spec: ModelSpec, family: str, moe: MoE, layers: Collection[int] | None = None) -> ModelSpec:
     """Return `spec` as one of `family` whose feed-forward layers are mixtures, in these `layers` (default: in all)."""
+    layers = range(len(spec.trunk.blocks)) if layers is None else layers
+    return dataclasses.replace(spec, family=family, decoder=mixed_stack(spec.trunk, moe, layers))
+
+
+def mixed_stack(stack: Stack, moe: MoE, layers: Collection[int]) -> Stack:
+    """Return `stack` with mixtures in the place of feed-forward layers, in these `layers`."""
 
     def mixed(block: Block) -> Block:
         subs = (dataclasses.replace(sub, op=moe) if sub.op.name == "ffn" else sub for sub in block.subs)
         return dataclasses.replace(block, subs=tuple(subs))
 
-    changed = {block: mixed(block) for block in set(spec.trunk.blocks)}
-    blocks = (b if layers is not None and i not in layers else changed[b] for i, b in enumerate(spec.trunk.blocks))
-    stack = dataclasses.replace(spec.trunk, blocks=tuple(blocks))
-    return dataclasses.replace(spec, family=family, decoder=stack)
+    changed = {block: mixed(block) for block in set(stack.blocks)}
+    blocks = (changed[block] if i in layers else block for i, block in enumerate(stack.blocks))
+    return dataclasses.replace(stack, blocks=tuple(blocks))
 
 
 def feed_forward_of(spec: ModelSpec, kind: type[F]) -> F | None:
