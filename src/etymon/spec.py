@@ -360,6 +360,18 @@ class LatentAttention:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemoryAttention(Attention):
+    """Attention that also sees all that lies before its window, in a stack of Windows: keys from there are not turned,
+    as if they stood where the window begins (Tworkowski et al. 2023, arXiv:2307.03170)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("scores", "qk_norm", "window", "clip", "softcap"):
+            if getattr(self, key) is not None:
+                raise ConfigError(f"attention: {key} does not go together with a memory")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CrossAttention(Heads):
     """Attention from the decoder's tokens to all that the encoder made. With several `languages`, each has an output
     projection of its own."""
@@ -753,7 +765,22 @@ class Permuted:
     within: Causal | Bidirectional = field(default_factory=Bidirectional)
 
 
-Visibility = Causal | Bidirectional | Permuted
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Position i sees j <= i of its own window, in which positions count from 0. Windows have at most `size` positions;
+    the end of what a call brings is a piece by itself, of at most `last`, which begins a new window where it does not
+    fit into a state's, or nothing was held before (Tworkowski et al. 2023, arXiv:2307.03170)."""
+
+    within: ClassVar[Causal] = Causal()
+    size: int
+    last: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.last <= self.size:
+            raise ConfigError(f"windows: last={self.last} must lie between 1 and size={self.size}")
+
+
+Visibility = Causal | Bidirectional | Permuted | Windows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,3 +15,4 @@ PUBLISHED: dict[str, int | str] = {
     "chinchilla-70b": "70B",
 }
 PUBLISHED |= {"xlnet-base-cased": 116_750_336, "xlnet-large-cased": 360_300_800}
+PUBLISHED |= {"longllama-3b": 3_426_473_600, "longllama-code-7b": 6_738_546_688}

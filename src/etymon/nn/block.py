@@ -15,6 +15,7 @@ from etymon.nn.ffn import Dense, Gated
 from etymon.nn.latent import LatentAttention
 from etymon.nn.layout import Layout
 from etymon.nn.linear import Linear
+from etymon.nn.memory import MemoryAttention
 from etymon.nn.moe import ExpertLinear, MoE
 from etymon.nn.norm import build_norm
 from etymon.nn.recurrent import Recurrence
@@ -30,6 +31,8 @@ from etymon.nn.wkv import ChannelMix, TimeMix
 def build_op(op: spec.Op, dim: int, visibility: spec.Visibility) -> nn.Module:
     """Build the module of one operator."""
     match op:
+        case spec.MemoryAttention():
+            return MemoryAttention(op, dim, visibility)
         case spec.Attention():
             return Attention(op, dim, visibility)
         case spec.LatentAttention():
@@ -161,7 +164,7 @@ class Stack(nn.Module):
         super().__init__()
         *widths, end = stack.widths(dim)
         built = zip(stack.blocks, widths, strict=True) if blocks else ()
-        visibility = stack.visibility.within if isinstance(stack.visibility, spec.Permuted) else stack.visibility
+        visibility = getattr(stack.visibility, "within", stack.visibility)
         self.blocks = nn.ModuleList(build_block(block, width, visibility) for block, width in built)
         self.query = Table(1, dim) if isinstance(stack.visibility, spec.Permuted) else None
         self.repeats = stack.repeats

@@ -28,6 +28,17 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Division:
+    """The windows in which a call's tokens stand: `begins` [batch or 1, time] are the columns where they begin, from
+    `first` to `last`; `places` [batch or 1, keys] that of every column in the windows which the call sees."""
+
+    begins: Tensor
+    places: Tensor
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
 class Chosen:
     """The global tokens of a call: `mask` [batch, time], and per row their places `index` [batch, most], of which those
     that are not `real` [batch, most] only fill up."""
@@ -69,6 +80,7 @@ class Layout:
         self.chosen: Chosen | None = None
         self.languages: Tensor | None = None  # [batch, time], where operators differ by language
         self.order: Order | None = None
+        self.division: Division | None = None
         self.segments: Tensor | None = None  # [batch, time], where scores compare them
         self.relative: tuple[Tensor, Tensor] | None = None  # vectors of distances, and each pair's place among them
         self.bias: Tensor | None = None  # added to the scores of every self-attention, [batch or 1, heads, time, keys]
@@ -173,7 +185,7 @@ class Layout:
         return (self.bias if mask is None else self.bias.masked_fill(~mask, -torch.inf)), False
 
     def _plainest(self, visibility: spec.Visibility, window: int | None) -> tuple[Tensor | None, bool]:
-        if self.order is not None:
+        if self.order is not None or self.division is not None:
             return self.mask(visibility, window), False
         causal = isinstance(visibility, spec.Causal)
         if window is not None and window >= self.keys:
@@ -194,7 +206,7 @@ class Layout:
     def mask(self, visibility: spec.Visibility, window: int | None) -> Tensor:
         """Return a bool mask broadcastable to [batch, 1, time, keys], whatever the kernels could do by themselves."""
         causal = isinstance(visibility, spec.Causal)
-        distance = self._from(self._places())
+        distance = self._from(self.places())
         if self.seen is not None:  # where a token sees nothing, it sees itself
             mask = self.seen | ((distance == 0) & ~self.seen.any(-1, keepdim=True))
         elif self.ragged and not causal:
@@ -205,22 +217,36 @@ class Layout:
             mask = mask & (distance > -window)
             if not causal:
                 mask = mask & (distance < window)
+        if self.division is not None:
+            mask = mask & ~self._earlier()
         if self.documents is not None:
             mask = mask & (self.documents[:, None, :, None] == self.documents[:, None, None, :])
         if self.order is not None:
             real = True if self.attention_mask is None else self.attention_mask[:, None, None, :]
-            return self.order.mask(mask & real, self._places())
+            return self.order.mask(mask & real, self.places())
         if self.attention_mask is not None:
             # a padded position still sees itself, so that no softmax is over nothing
             mask = (mask & self.attention_mask[:, None, None, :]) | (distance == 0)
         return mask
 
+    def before_window(self) -> Tensor:
+        """Return which keys lie before the window of a query, [batch or 1, 1, time, keys], but for padding and other
+        documents."""
+        mask = self._earlier()
+        if self.documents is not None:
+            mask = mask & (self.documents[:, None, :, None] == self.documents[:, None, None, :])
+        return mask if self.attention_mask is None else mask & self.attention_mask[:, None, None, :]
+
+    def _earlier(self) -> Tensor:
+        assert self.division is not None
+        return torch.arange(self.keys, device=self.device) < self.division.begins[:, None, :, None]
+
     def distance(self) -> Tensor:
         """Return column of the key minus column of the query, [batch or 1, 1, time, keys]; behind the call's tokens
         stand its queries, if it has any."""
-        return self._from(self._places() if self.order is None else self.order.asked(self._places()))
+        return self._from(self.places() if self.order is None else self.order.asked(self.places()))
 
-    def _places(self) -> Tensor:
+    def places(self) -> Tensor:
         """Return the columns of the call's tokens, [batch or 1, time]."""
         return (self.first + self.offsets).expand(self.batch if self.ragged else 1, self.time)
 
@@ -231,7 +257,7 @@ class Layout:
         """Return whether a key is in its query's segment, [batch, 1, time (+ queries), keys], for tokens of `segments`
         [batch, time]. What a state remembers is in segment 0."""
         keys = torch.zeros((self.batch, self.keys), dtype=segments.dtype, device=self.device)
-        keys = keys.scatter(1, self._places().expand_as(segments), segments)
+        keys = keys.scatter(1, self.places().expand_as(segments), segments)
         query = segments if self.order is None else self.order.asked(segments)
         return query[:, None, :, None] == keys[:, None, None, :]
 

@@ -17,13 +17,14 @@ from etymon.nn.embed import Embed
 from etymon.nn.head import IGNORE, Pooler, build_head
 from etymon.nn.layout import Layout, Source, hiding
 from etymon.nn.linear import Linear
+from etymon.nn.memory import divide
 from etymon.nn.moe import ExpertLinear, MoE, Router, balance_loss, z_loss
 from etymon.nn.norm import RMSNorm
 from etymon.nn.permutation import Order
 from etymon.nn.scores import RelativeSinusoids
 from etymon.nn.sliding import GlobalLocalAttention
 from etymon.nn.state import Cell, Mixer, State
-from etymon.spec import ModelSpec
+from etymon.spec import ModelSpec, Windows
 
 
 @dataclass
@@ -145,6 +146,8 @@ class Model(nn.Module):
                 raise DataError("this model has no decoder behind an encoder: pass input_ids")
             if state is not None and not self.remembers:
                 raise DataError("an encoder sees its whole input at once: it cannot take a state")
+        if isinstance(self.spec.trunk.visibility, Windows):
+            divide(self.spec.trunk.visibility, layout, state)
         if global_attention_mask is not None:
             layout.choose(global_attention_mask, any(isinstance(x, GlobalLocalAttention) for x in trunk.mixers()))
         if perm_mask is not None or target_mapping is not None:
@@ -267,7 +270,9 @@ class Model(nn.Module):
             cells.append(mixer.new_state(rows, columns, dtype, self.device))
         behind = self.encoder is not None and self.decoder is not None
         source = torch.zeros(rows, source_capacity, dtype=torch.bool) if behind else None
-        return State(cells, torch.zeros(rows, dtype=torch.int64), capacity, source)
+        lengths = torch.zeros(rows, dtype=torch.int64)
+        windows = lengths.clone() if isinstance(self.spec.trunk.visibility, Windows) else None
+        return State(cells, lengths, capacity, source, windows)
 
     def mixtures(self) -> Iterator[tuple[str, MoE]]:
         """Yield the mixtures of experts with their names; their `load` and `logits` tell how the last call went."""

@@ -149,20 +149,30 @@ class State:
     """The memory of `rows` sequences in every operator of a model, and how many tokens each row holds.
 
     `lengths` is a CPU tensor [rows]. A view made by `rows` shares storage and lengths with its origin. `source` [rows,
-    columns] on the CPU, there for decoders behind an encoder, says which columns hold a token of the row's source.
+    columns] on the CPU, there for decoders behind an encoder, says which columns hold a token of the row's source;
+    `windows` [rows], likewise, in which column the window of each row begins, there for stacks of Windows.
     """
 
-    def __init__(self, cells: Sequence[Cell], lengths: Tensor, capacity: int, source: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        cells: Sequence[Cell],
+        lengths: Tensor,
+        capacity: int,
+        source: Tensor | None = None,
+        windows: Tensor | None = None,
+    ) -> None:
         self.cells = cells
         self.lengths = lengths
         self.capacity = capacity
         self.source = source
+        self.windows = windows
 
     def rows(self, start: int, stop: int) -> State:
         """Return a view on rows start..stop-1; a model call on it appends to these rows only."""
         cells = [cell.rows(start, stop) for cell in self.cells]
         source = None if self.source is None else self.source[start:stop]
-        return State(cells, self.lengths[start:stop], self.capacity, source)
+        windows = None if self.windows is None else self.windows[start:stop]
+        return State(cells, self.lengths[start:stop], self.capacity, source, windows)
 
     def truncate(self, row: int, length: int) -> None:
         """Forget everything after the first `length` tokens of a row.
@@ -176,14 +186,16 @@ class State:
                 cell.reset(row)
         elif length < held and not self.truncates:
             raise DataError(
-                f"a recurrent state cannot go back from {held} to {length} tokens: copy the row before it reads on"
+                f"this state cannot go back from {held} to {length} tokens: copy the row before it reads on"
             )
         self.lengths[row] = length
+        if length == 0 and self.windows is not None:
+            self.windows[row] = 0
 
     @property
     def truncates(self) -> bool:
         """Whether rows can go back to any earlier length; a recurrence can only begin anew."""
-        return all(cell.truncates for cell in self.cells)
+        return self.windows is None and all(cell.truncates for cell in self.cells)
 
     def copy_row(self, source: int, target: int) -> None:
         """Make row `target` hold what row `source` holds."""
@@ -191,8 +203,9 @@ class State:
         for cell in self.cells:
             cell.copy_row(source, target, length)
         self.lengths[target] = length
-        if self.source is not None:
-            self.source[target] = self.source[source]
+        for held in (self.source, self.windows):
+            if held is not None:
+                held[target] = held[source]
 
     @property
     def nbytes(self) -> int:
