@@ -1,4 +1,4 @@
-"""Gemma 3 (Gemma team 2025, arXiv:2503.19786), its text model.
+"""Gemma 3 (Gemma team 2025, arXiv:2503.19786), its text model, which is also read from checkpoints that see images.
 
 What was new over Gemma 2: queries and keys normalised instead of bounded scores; five layers with a window to one
 without, which turn their heads at frequencies of their own.
@@ -62,7 +62,27 @@ def read_ropes(reader: ConfigReader, dim: int, context: int) -> dict[str, Rope]:
 
 
 def read(reader: ConfigReader) -> ModelSpec:
-    """Read a `config.json` of model type "gemma3_text"."""
+    """Read a `config.json` of model type "gemma3_text", or the text model's part of one of model type "gemma3"."""
+    text = reader.take("text_config", dict, None)
+    if text is None:
+        return read_text(reader)
+    for key in (
+        *("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index"),
+        *("boi_token_id", "eoi_token_id", "image_token_id"),
+    ):
+        reader.take(key, object, None)  # what is there for images
+    reader.expect("tie_word_embeddings", True)
+    inner = ConfigReader(UNSAID | text, f"{reader.where}: text_config")
+    spec = read_text(inner)
+    inner.finish()
+    return spec
+
+
+UNSAID = {"vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4}  # in published text configs
+
+
+def read_text(reader: ConfigReader) -> ModelSpec:
+    """Read the config of a text model."""
     dimensions = gemma2.read_dimensions(reader, context=131072)
     ropes = read_ropes(reader, dimensions["head_dim"], dimensions["context"])
     if ropes[LOCAL].scaling is not None:
@@ -99,6 +119,7 @@ FAMILY = Family(
         reference=Running(),
     ),
     model_type="gemma3_text",
+    older_types=("gemma3",),
     architecture="Gemma3ForCausalLM",
     build=build,
     sizes={
@@ -114,4 +135,6 @@ FAMILY = Family(
     read=read,
     write=write,
     weights=gemma2.weights,
+    renamed={r"^language_model\.": ""},
+    skipped=(r"^vision_tower\.", r"^multi_modal_projector\."),
 )
