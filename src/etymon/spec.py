@@ -64,13 +64,14 @@ class Learned:
 
     The first `offset` rows of the table stand for no position. With `from_padding`, positions count the real tokens
     of the attention mask, and padding has position -1, which needs an offset; with `padding`, those that are not this
-    id, whatever the mask.
+    id, whatever the mask. With two `axes` a second table of `length` is added, for places within a blank (`Infill`).
     """
 
     length: int
     offset: int = 0
     from_padding: bool = False
     padding: int | None = None
+    axes: int = 1
 
     def __post_init__(self) -> None:
         if (self.from_padding or self.padding is not None) and not self.offset:
@@ -186,11 +187,13 @@ class Rope:
     """Rotary positions (Su et al. 2021, arXiv:2104.09864) on the first `dim` channels of each head.
 
     The rotated pairs are channels (i, i + dim/2): checkpoints that interleave them are permuted when they are read.
+    With two `axes`, the second half of the pairs turns by the place within a blank (`Infill`), as fast as the first.
     """
 
     dim: int
     base: float = 10000.0
     scaling: RopeScaling | None = None
+    axes: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,7 +326,7 @@ class Attention(Heads):
         super().__post_init__()
         if isinstance(self.scores, Disentangled) and self.heads != self.kv_heads:
             raise ConfigError("attention: where positions have keys and queries, kv_heads must be heads")
-        if self.rope is not None and (self.rope.dim % 2 or self.rope.dim > self.head_dim):
+        if self.rope is not None and (self.rope.dim % (2 * self.rope.axes) or self.rope.dim > self.head_dim):
             raise ConfigError(f"attention: rope.dim={self.rope.dim} must be even and at most head_dim={self.head_dim}")
 
 
@@ -752,6 +755,19 @@ class Causal:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Infill(Causal):
+    """A text with a blank, then what fills it (Du et al. 2021, arXiv:2103.10360): the tokens of the text see one
+    another too. A row that fills nothing is read from left to right.
+
+    The filling begins with the id `begin` (None: each call says where). It stands at the position of the text's blank,
+    the first of the first of `blanks` that is there, or where there is none goes on; its places are 1, 2, …, others 0.
+    """
+
+    begin: int | None = None
+    blanks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Bidirectional:
     """Every position sees every other."""
 
@@ -970,6 +986,11 @@ class ModelSpec:
             raise ConfigError(f"{self.name}: the streams of an encoder and its decoder keep {self.dim} channels")
         if any(stack.repeats > 1 and stack.widths(self.dim)[-1] != self.dim for stack in self.stacks):
             raise ConfigError(f"{self.name}: a stack that repeats must end as wide as it begins, {self.dim}")
+        embeds = (self.embed, self.encoder_embed) if self.encoder_embed else (self.embed,)
+        placed = [*(embed.position for embed in embeds), *(getattr(sub.op, "rope", None) for sub in subs)]
+        fills = isinstance(self.trunk.visibility, Infill) and len(self.stacks) == 1
+        if not {getattr(position, "axes", 1) for position in placed} <= ({1, 2} if fills else {1}):
+            raise ConfigError(f"{self.name}: positions have one axis, or two where a decoder fills in blanks")
         embedded, read = self.embed.width(self.dim), self.width
         if isinstance(self.head, LM) and self.head.projection:
             read = self.head.projection.width

@@ -1,4 +1,5 @@
-"""Parameter counts of encoders and of models with one: XLM, ERNIE as its cards round them, UniLM, AlexaTM, MASS."""
+"""Parameter counts of encoders and of models with one: XLM, ERNIE as its cards round them, UniLM, AlexaTM, MASS;
+and of the GLMs."""
 
 PUBLISHED: dict[str, int | str] = {
     # The published classes at these sizes. The paper says 665M, 250M and 570M of the first, fourth and fifth.
@@ -23,4 +24,11 @@ PUBLISHED: dict[str, int | str] = {
     # Three tables (the published class has as many before it ties them) are 19.71B.
     "alexatm-20b": 18_478_868_976,
     "mass-unsup-ende-1024": 306_651_744,  # the paper gives no number
+    "glm-base": 109_338_624,  # published: 110M
+    "glm-large": 334_688_256,  # 335M
+    "glm-515m": "515M",
+    "glm-2b": 1_920_122_880,  # 2B, by name
+    "glm-10b": 9_880_682_496,  # 10B, by name
+    "glm-130b": 128_697_794_560,  # 130B, which the paper gets by counting the head apart: 130.5B
+    "chatglm-6b": "6.173B",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, get_type_hints
@@ -41,7 +41,8 @@ class Family:
     tensors. `prefix` may be missing from published names; names matching `skipped` that no rule wants are buffers, or
     parts that this model does without; `copies` may be there but must equal the token embedding; `renamed` replaces
     patterns in older names. A family that was never published has no format; one published as another family's
-    (Galactica as OPT) has no `read`. `origin` is its place in the lineage.
+    (Galactica as OPT) has no `read`. `origin` is its place in the lineage; `sign` is a key of its configs that tells
+    them from others of `model_type`.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Family:
     origin: Origin = UNTOLD
     model_type: str = ""
     older_types: tuple[str, ...] = ()
+    sign: str = ""
     architecture: str = ""
     build: Callable[..., ModelSpec]
     sizes: dict[str, dict[str, Any]]
@@ -101,9 +103,11 @@ def family_named(name: str) -> Family:
     return families()[name]
 
 
-def family_of_model_type(model_type: str, where: str) -> Family:
-    """Return the family that reads configs of this `model_type`. Raises ConfigError that names the nearest one."""
+def family_of_model_type(model_type: str, where: str, keys: Collection[str] = ()) -> Family:
+    """Return the family that reads configs of this `model_type`, with these `keys`. Raises ConfigError that names the
+    nearest one."""
     readers = [family for family in families().values() if family.read is not None]
+    readers = [family for family in readers if not family.sign] + [f for f in readers if f.sign and f.sign in keys]
     known = {model_type: family for family in readers for model_type in (family.model_type, *family.older_types)}
     if model_type not in known:
         listing = ", ".join(known)

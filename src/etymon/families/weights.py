@@ -106,6 +106,27 @@ class TurnedFirst:
 
 
 @dataclass(frozen=True)
+class SwapQuarters:
+    """The published heads turn each half by an axis of its own, pairs (i, i + d/4) of it; ours have all first channels
+    of pairs, then all second ones. The first `heads` heads of the rows are queries and keys; others stay."""
+
+    heads: int
+    head_dim: int
+
+    def read(self, tensors: list[Tensor]) -> list[Tensor]:
+        """Published → ours."""
+        return [t[self._rows(t.shape[0])] for t in tensors]
+
+    write = read
+
+    def _rows(self, count: int) -> Tensor:
+        rows = torch.arange(count)
+        turned = rows[: self.heads * self.head_dim].view(self.heads, 4, -1)
+        turned.copy_(turned[:, [0, 2, 1, 3]].clone())
+        return rows
+
+
+@dataclass(frozen=True)
 class StackExperts:
     """The published tensors are matrices of `experts` experts in turn, ours one tensor [experts, rows, columns]; each
     expert's row blocks of `sizes` are published apart."""
@@ -181,7 +202,8 @@ class Taps:
         return [t.unflatten(1, (self.taps, -1)).transpose(1, 2) if t.dim() == 2 else t for t in tensors]
 
 
-Operation = Concat | Transpose | Row | Regroup | PermuteRotary | TurnedFirst | StackExperts | Reshape | Taps | Alternate
+Rows = Regroup | PermuteRotary | TurnedFirst | SwapQuarters | Alternate
+Operation = Concat | Transpose | Row | StackExperts | Reshape | Taps | Rows
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def read_spec(directory: Path) -> tuple[ModelSpec, Family]:
     """Read `config.json`. Raises ConfigError for an unknown family or a key that nobody reads."""
     path = directory / "config.json"
     values = read_json(path)
-    read = family_of_model_type(str(values.get("model_type")), str(path)).read
+    read = family_of_model_type(str(values.get("model_type")), str(path), values.keys()).read
     assert read is not None
     reader = ConfigReader(values, str(path))
     spec = read(reader)

@@ -137,9 +137,8 @@ class _Shapes:
         if not dataclasses.is_dataclass(value):
             return value
         shown = {field.name: self.value(getattr(value, field.name)) for field in fields(value)}
-        usual = {
-            f.name for f in fields(value) if isinstance(f.default, bool | str) and getattr(value, f.name) == f.default
-        }
+        spoken = (f for f in fields(value) if f.name == "axes" or isinstance(f.default, bool | str))
+        usual = {f.name for f in spoken if getattr(value, f.name) == f.default}
         if not self.sizes:
             meaning = self.meaning(value)
             usual |= {name for name, text in meaning.items() if text in USUAL}

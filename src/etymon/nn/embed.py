@@ -37,7 +37,9 @@ class Embed(nn.Module):
         self.last = projection if late else None
         width = width if late else dim
         position = embed.position
-        self.positions = Table(position.rows, width) if isinstance(position, spec.Learned) else None
+        learned = position if isinstance(position, spec.Learned) else None
+        self.positions = Table(learned.rows, width) if learned else None
+        self.blocks = Table(learned.length, width) if learned and learned.axes == 2 else None
         for kind in KINDS.values():
             setattr(self, kind, Table(rows, width) if (rows := getattr(embed, kind)) else None)
         self.norm = build_norm(embed.norm, width)
@@ -91,7 +93,10 @@ class Embed(nn.Module):
         positions = _once(positions)
         if position.offset:
             positions = positions + position.offset
-        return _look_up(self.positions, positions, "position {} lies beyond the {} learned positions")
+        x = _look_up(self.positions, positions, "position {} lies beyond the {} learned positions")
+        if self.blocks is not None and layout.blocks is not None:
+            x = x + _look_up(self.blocks, layout.blocks, "place {} in a blank lies beyond the {} learned ones")
+        return x
 
 
 def _once(positions: Tensor) -> Tensor:

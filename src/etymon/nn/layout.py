@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -83,6 +83,10 @@ class Layout:
         self.division: Division | None = None
         self.segments: Tensor | None = None  # [batch, time], where scores compare them
         self.relative: tuple[Tensor, Tensor] | None = None  # vectors of distances, and each pair's place among them
+        self.blocks: Tensor | None = None  # places within a blank [batch, time], where positions have two axes
+        self.context: Tensor | None = None  # [batch]: how many first columns every token of the call sees
+        if position_ids is not None and position_ids.dim() == 3:
+            position_ids, self.blocks = position_ids.unbind(1)
         self.bias: Tensor | None = None  # added to the scores of every self-attention, [batch or 1, heads, time, keys]
         self._masks: dict[tuple[spec.Visibility, int | None], tuple[Tensor | None, bool]] = {}
         self._biases: dict[tuple[spec.Visibility, int | None, spec.ALiBi, int, torch.dtype], Tensor] = {}
@@ -159,7 +163,12 @@ class Layout:
             positions = self.positions
             if positions.stride(0) == 0 or self.batch == 1:  # the same in every row: compute one
                 positions = positions[:1]
-            self._rotary[rope, dtype] = rotary_table(rope, positions, dtype)
+            if rope.axes == 2 and self.blocks is not None:
+                half = replace(rope, dim=rope.dim // 2, axes=1)
+                a, b = (rotary_table(half, axis, dtype) for axis in (self.positions, self.blocks))
+                self._rotary[rope, dtype] = torch.cat((a[0], b[0]), -1), torch.cat((a[1], b[1]), -1)
+            else:
+                self._rotary[rope, dtype] = rotary_table(rope, positions, dtype)
         return self._rotary[rope, dtype]
 
     def log_scale(self, scale: spec.LogScale, dtype: torch.dtype) -> Tensor:
@@ -190,7 +199,8 @@ class Layout:
         causal = isinstance(visibility, spec.Causal)
         if window is not None and window >= self.keys:
             window = None
-        plain = window is None and self.documents is None and self.attention_mask is None and self.seen is None
+        told = (self.documents, self.attention_mask, self.seen, self.context)
+        plain = window is None and all(mask is None for mask in told)
         if plain and not causal and not self.ragged:
             return None, False
         if plain and causal and not self.ragged:
@@ -213,6 +223,8 @@ class Layout:
             mask = distance <= (self.time - 1 - self.offsets)[:, None]
         else:
             mask = distance <= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
+            if self.context is not None:
+                mask = mask | (torch.arange(self.keys, device=self.device) < self.context[:, None, None, None])
         if window is not None:
             mask = mask & (distance > -window)
             if not causal:

@@ -15,6 +15,7 @@ from etymon.nn.attention import CrossAttention
 from etymon.nn.block import Stack, Sub
 from etymon.nn.embed import Embed
 from etymon.nn.head import IGNORE, Pooler, build_head
+from etymon.nn.infill import Infill
 from etymon.nn.layout import Layout, Source, hiding
 from etymon.nn.linear import Linear
 from etymon.nn.memory import divide
@@ -24,6 +25,7 @@ from etymon.nn.permutation import Order
 from etymon.nn.scores import RelativeSinusoids
 from etymon.nn.sliding import GlobalLocalAttention
 from etymon.nn.state import Cell, Mixer, State
+from etymon.spec import Infill as InfillSpec
 from etymon.spec import ModelSpec, Windows
 
 
@@ -56,6 +58,8 @@ class Model(nn.Module):
         self.decoder = None if spec.decoder is None else Stack(spec.decoder, spec.dim)
         self.head = build_head(spec.head, spec.vocab, spec.width)
         self.compares_segments = any(isinstance(x, RelativeSinusoids) and x.s is not None for x in self.modules())
+        rule = spec.trunk.visibility
+        self.infill = Infill(rule) if isinstance(rule, InfillSpec) else None
         self.tie()
 
     def tie(self) -> None:
@@ -106,6 +110,8 @@ class Model(nn.Module):
         side; [batch, time, time] (or held + time) it says who sees whom, in the place of the stack's own rule.
         position_ids [batch, time] default to 0, 1, … (with a state, to what follows the tokens held): for a
         left-padded batch of a model with learned positions, pass `attention_mask.cumsum(-1) - 1`, clamped at 0.
+        Models that fill in blanks take position_ids [batch, 2, time], the places within the blank second, and as
+        attention_mask also the lengths [batch] of the texts with blanks; by default, both follow from the ids.
         token_type_ids [batch, time] say to which segment a token belongs (default: 0), task_type_ids to which task
         (default: 0), langs to which language (default: none).
         global_attention_mask [batch, time] is 1 for the tokens that see all and that all see (default: none).
@@ -140,7 +146,14 @@ class Model(nn.Module):
             ids, embeds, trunk = decoder_input_ids, decoder_inputs_embeds, self.decoder
         else:
             encoded = Output(None)
+            separators = None
+            if self.infill is not None and attention_mask is not None and attention_mask.dim() == 1:
+                separators, attention_mask = attention_mask, None
             layout = _layout(input_ids, inputs_embeds, attention_mask, position_ids, documents, state)
+            if self.infill is not None:
+                self.infill.arrange(layout, input_ids, separators, None if state is None else state.cells[-1])
+            elif layout.blocks is not None:
+                raise DataError("this model's position_ids are [batch, time], without places in a blank")
             ids, embeds, trunk = input_ids, inputs_embeds, self.trunk
             if any(x is not None for x in (decoder_input_ids, decoder_inputs_embeds, encoder_outputs)):
                 raise DataError("this model has no decoder behind an encoder: pass input_ids")
@@ -268,6 +281,8 @@ class Model(nn.Module):
         for mixer in self.trunk.mixers():
             columns = source_capacity if isinstance(mixer, CrossAttention) else capacity
             cells.append(mixer.new_state(rows, columns, dtype, self.device))
+        if self.infill is not None:
+            cells.append(self.infill.new_state(rows, self.device))
         behind = self.encoder is not None and self.decoder is not None
         source = torch.zeros(rows, source_capacity, dtype=torch.bool) if behind else None
         lengths = torch.zeros(rows, dtype=torch.int64)

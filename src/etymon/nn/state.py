@@ -112,7 +112,7 @@ class Vectors:
 
     def rows(self, start: int, stop: int) -> Vectors:
         """Return a view on some rows."""
-        return Vectors(tuple(t[start:stop] for t in self.tensors), self.initial)
+        return type(self)(tuple(t[start:stop] for t in self.tensors), self.initial)
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         """Copy one row onto another."""
