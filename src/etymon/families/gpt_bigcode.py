@@ -11,11 +11,10 @@ from typing import Any
 from etymon.families import gpt2
 from etymon.families.descent import attention_of, with_attention, with_blocks
 from etymon.families.family import Family, extends
-from etymon.families.gpt_neo import TOP
 from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
-from etymon.families.table import Names, table
+from etymon.families.table import table
 from etymon.families.weights import Regroup, Rule
 from etymon.spec import ModelSpec
 
@@ -55,21 +54,11 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     return KEYS.write(spec) | {"multi_query": attention_of(spec).kv_heads == 1}
 
 
-LAYER: Names = {
-    "attention.pre": "ln_1",
-    "attention.op.qkv": "attn.c_attn",
-    "attention.op.out": "attn.c_proj",
-    "ffn.pre": "ln_2",
-    "ffn.op.up": "mlp.c_fc",
-    "ffn.op.down": "mlp.c_proj",
-}
-
-
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order; with as many key heads as heads, every head's q, k and v stand together."""
     attention = attention_of(spec)
     by_head = (Regroup(attention.heads, (attention.head_dim,) * 3),) if attention.kv_heads > 1 else ()
-    return table(spec, LAYER, TOP, {"attention.op.qkv": by_head})
+    return table(spec, gpt2.LAYER, gpt2.TOP, {"attention.op.qkv": by_head})
 
 
 _SIZE = {"vocab": 49152, "context": 8192}

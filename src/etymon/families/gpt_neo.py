@@ -62,25 +62,15 @@ def write(spec: ModelSpec) -> dict[str, Any]:
 
 
 LAYER: Names = {
-    "attention.pre": "ln_1",
+    **gpt2.LAYER,
     "attention.op.qkv": ("attn.attention.q_proj", "attn.attention.k_proj", "attn.attention.v_proj"),
     "attention.op.out": "attn.attention.out_proj",
-    "ffn.pre": "ln_2",
-    "ffn.op.up": "mlp.c_fc",
-    "ffn.op.down": "mlp.c_proj",
-}
-TOP: Names = {
-    "embed.tokens": "transformer.wte",
-    "embed.positions": "transformer.wpe",
-    "layers": "transformer.h.{}",
-    "decoder.final_norm": "transformer.ln_f",
-    "head.linear": "lm_head",
 }
 
 
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
-    return table(spec, LAYER, TOP)
+    return table(spec, LAYER, gpt2.TOP)
 
 
 FAMILY = Family(

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from etymon.families import llama
+from etymon.families import gptj, llama
 from etymon.families.descent import attention_of, with_attention, with_blocks
 from etymon.families.family import Family, extends
 from etymon.families.origin import Origin, Recorded
@@ -92,17 +92,11 @@ LAYER: Names = {
     "ffn.op.gate_up": ("mlp.w2", "mlp.w1"),
     "ffn.op.down": "mlp.c_proj",
 }
-TOP: Names = {
-    "embed.tokens": "transformer.wte",
-    "layers": "transformer.h.{}",
-    "decoder.final_norm": "transformer.ln_f",
-    "head.linear": "lm_head",
-}
 
 
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
-    return table(spec, LAYER, TOP)
+    return table(spec, LAYER, gptj.TOP)
 
 
 FAMILY = Family(
