@@ -119,6 +119,8 @@ def acts(spec: ModelSpec, path: str) -> bool:
     what their weights add up to."""
     if path.endswith(".renormalise"):
         return eval(path.removesuffix(".op.router.renormalise"), {"spec": spec}).branch is None
+    if path.endswith(".router.groups"):  # the best expert stands in the best group
+        return eval(path.removesuffix(".groups"), {"spec": spec}).k > 1
     if path.endswith(".scores.segments"):
         return False  # of XLNet, whose calls give segments
     if path.endswith(".visibility"):

@@ -177,7 +177,7 @@ FAMILY = Family(
         "switch-xxl-128": _XXL | {"experts": 128},
         "switch-c-2048": _C,
     },
-    tiny=t5.FAMILY.tiny | {"experts": 4, "capacity": 64},
+    tiny=t5.FAMILY.tiny | {"experts": 4, "capacity": 8},
     read=read,
     write=write,
     weights=weights,
