@@ -35,7 +35,10 @@ def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "codegen", of CodeGen or CodeGen 2. Raises ConfigError where it says both."""
     said, remote = "mp_num" in reader, "auto_map" in reader
     shards = reader.take("mp_num", int, 8 if remote else 4)
+    head_dim = reader.take("head_dim", int, None)
     spec = gptj.read(reader)
+    if head_dim not in (None, attention_of(spec).head_dim):
+        raise ConfigError(f"{reader.where}: head_dim = {head_dim} is not n_embd / n_head")
     shape = (len(spec.trunk.blocks), spec.dim)
     known = {(size["layers"], size["dim"]) for size in FAMILY.sizes.values()} - {(34, 6144)}  # which both have
     if shards not in SHARDS_OF or (not said and shape in (known if remote else OF_THE_SECOND)):

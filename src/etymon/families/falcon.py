@@ -76,24 +76,29 @@ def read(reader: ConfigReader) -> ModelSpec:
     models, which name what they have) and "RefinedWeb" (40B)."""
     kind = reader.take("model_type", str, "falcon")
     first, grouped = kind != "falcon", reader.take("new_decoder_architecture", bool, kind == "RefinedWeb")
-    older = {"num_hidden_layers": "n_layer", "num_attention_heads": "n_head", "num_kv_heads": "n_head_kv"}
-    names = {name: old if old in reader else name for name, old in older.items()}
-    dim, heads = reader.take("hidden_size", int, 4544), reader.take(names["num_attention_heads"], int, 71)
+    layers, heads, kv_heads = (
+        reader.take(name, int, reader.take(older, int, default))
+        for name, older, default in (
+            ("num_hidden_layers", "n_layer", 32),
+            ("num_attention_heads", "n_head", 71),
+            ("num_kv_heads", "n_head_kv", None),
+        )
+    )
+    dim = reader.take("hidden_size", int, 4544)
     context = reader.take("max_position_embeddings", int, 2048)
     reader.expect("apply_residual_connection_post_layernorm", False)
     reader.take("ff_factor", int, None)  # ffn_hidden_size counts
     alibi = reader.take("alibi", bool, False)
     rope = read_rope(reader, dim=dim // heads, context=context)
     shared = reader.take("multi_query", bool, not first)
-    published = reader.take(names["num_kv_heads"], int, heads)
     parallel = reader.take("parallel_attn", bool, not first) or grouped
     norms = reader.take("num_ln_in_parallel_attn", int, 2 if grouped else 1)
     return build(
         vocab=reader.take("vocab_size", int, 65024),
         dim=dim,
-        layers=reader.take(names["num_hidden_layers"], int, 32),
+        layers=layers,
         heads=heads,
-        kv_heads=published if grouped else 1 if shared else heads,
+        kv_heads=(kv_heads or heads) if grouped else 1 if shared else heads,
         hidden=reader.take("ffn_hidden_size", int, None),
         context=context,
         norms=norms if parallel else 0,
