@@ -7,13 +7,14 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from etymon import spec
 from etymon.errors import ConfigError
 from etymon.families import family_named
 from etymon.nn import Model, build
-from etymon.nn.moe import Chosen, ExpertLinear, MoE, expert_choice, top_k
+from etymon.nn.moe import Chosen, ExpertLinear, MoE, balance_loss, expert_choice, top_k
 from etymon.spec import CapacityFactor, ExpertChoice, Groups, Seats, TopK
 
 DIM, EXPERTS = 16, 8
@@ -185,6 +186,10 @@ def test_penalties_are_the_reference_s() -> None:
     assert torch.allclose(got["balance"], expected)
     z = torch.cat(logits).exp().sum(-1).log().square().mean()
     assert torch.allclose(got["router_z"], z)
+    sigmoid = balance_loss(logits, TopK(k=2, scores="sigmoid"))
+    shares = torch.cat(logits).sigmoid() / torch.cat(logits).sigmoid().sum(-1, keepdim=True)
+    chosen = sum(F.one_hot(i, 5).float().mean(0) for i in torch.cat(logits).topk(2).indices.unbind(1))
+    assert torch.allclose(sigmoid, 5 * (chosen * shares.mean(0)).sum())
     got["balance"].backward()
     routers = [m.router.weight.grad for _, m in model.mixtures()]
     assert all(g is not None and g.abs().max() > 0 for g in routers)

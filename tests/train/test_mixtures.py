@@ -78,6 +78,49 @@ def test_the_loop_balances_the_experts_by_the_recipe_s_coefficient(tmp_path: Pat
     assert with_it < 2.3 < 3 < without  # 2 is perfect for two experts a token, 6 the worst
 
 
+def corrected(rate: float, directory: Path) -> tuple[list[int], Tensor]:
+    """How many tokens each expert gets after training a model whose tokens all begin with the same experts."""
+    family = family_named("deepseek_v3")
+    tiny = family.tiny | {"vocab": 61, "layers": 1, "dense_layers": 0, "groups": 1, "experts": 6, "k": 2}
+    model = build(family.spec(**tiny))
+    moe = next(m for _, m in model.mixtures())
+    with torch.no_grad():
+        model.embed.tokens.weight.add_(0.3)
+        moe.router.weight[:2].add_(0.1)
+    penalties = Penalties(balance=0.0, correction=rate)
+    fit(model, Counting(), CausalLM(), config(30, penalties=penalties, checkpoint_every=30), directory / str(rate))
+    assert moe.served is None
+    CausalLM().loss(model.eval(), Counting(seed=9).batch(0))
+    assert moe.load is not None and moe.router.correction is not None
+    return moe.load.tolist(), moe.router.correction
+
+
+def test_corrections_balance_the_experts_without_a_loss(tmp_path: Path) -> None:
+    (load, correction), (without, zero) = corrected(0.05, tmp_path), corrected(0.0, tmp_path)
+    assert not zero.any()
+    steps = correction / 0.05
+    assert torch.allclose(steps, steps.round(), atol=1e-3) and steps.abs().max() <= 30
+    assert max(load) < 2 * sum(load) / 6 < max(without)
+
+
+def test_settling_counts_every_call_since_the_last_time() -> None:
+    family = family_named("deepseek_v3")
+    model = build(family.spec(**family.tiny)).train()
+    moe = next(m for _, m in model.mixtures())
+    loads = []
+    for ids in (torch.arange(20).view(2, 10), torch.arange(30).view(3, 10) + 50):
+        model(ids)
+        loads.append(moe.load)
+    served = (loads[0] + loads[1]).float()
+    model.settle(0.25)
+    assert torch.equal(moe.router.correction, 0.25 * (served.mean() - served).sign())
+    before = moe.router.correction.clone()
+    model.settle(0.25)  # nothing was served since
+    model.eval()(torch.arange(20).view(2, 10))
+    model.settle(0.25)
+    assert torch.equal(moe.router.correction, before)
+
+
 def test_muon_orthogonalises_every_expert_s_matrices_apart() -> None:
     generator = torch.Generator().manual_seed(1)
     stack = torch.randn(3, 20, 8, generator=generator)

@@ -298,11 +298,22 @@ class Model(nn.Module):
     def penalties(self) -> dict[str, Tensor]:
         """Return by name what training may add to its loss, of the last call: how unevenly the routers use the experts,
         and how large their logits are. Empty for a model without a mixture of experts."""
-        found = [(moe.op.router.k, moe.logits) for _, moe in self.mixtures() if moe.logits is not None]
+        found = [(moe.op.router, moe.logits) for _, moe in self.mixtures() if moe.logits is not None]
         if not found:
             return {}
         logits = [said for _, said in found]
         return {"balance": balance_loss(logits, found[0][0]), "router_z": z_loss(logits)}
+
+    @torch.no_grad()
+    def settle(self, rate: float) -> None:
+        """After an update: move what no gradient trains, the corrections of routers, by `rate` each, up for experts
+        that got fewer tokens than the average since the last time, down for others (Wang et al. 2024,
+        arXiv:2408.15664)."""
+        for _, moe in self.mixtures():
+            if moe.router.correction is not None and moe.served is not None:
+                served = moe.served.float()
+                moe.router.correction += rate * (served.mean() - served).sign()
+            moe.served = None
 
     def matrices(self) -> Iterator[tuple[str, Linear | ExpertLinear]]:
         """Yield the linear layers of the stacks with their names, those of experts stacked: what Muon works on."""

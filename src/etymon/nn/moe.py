@@ -90,6 +90,7 @@ class MoE(nn.Module):
             self.shared_gate = Linear(dim, (1,), bias=False) if op.shared.gated else None
         self.load: Tensor | None = None
         self.logits: Tensor | None = None
+        self.served: Tensor | None = None  # in training: the load of all calls since `Model.settle`
 
     @property
     def idle(self) -> int:
@@ -110,6 +111,8 @@ class MoE(nn.Module):
         order = expert.argsort(stable=True)
         token = token[order]
         self.load = torch.bincount(expert, minlength=self.op.experts)
+        if self.training:
+            self.served = self.load if self.served is None else self.served + self.load
         results = self.experts(rows[token], self.load.tolist())
         results = results * weight[order, None].to(results.dtype)
         y = torch.zeros_like(rows, dtype=results.dtype).index_add(0, token, results)
@@ -169,12 +172,16 @@ def expert_choice(router: spec.ExpertChoice, logits: Tensor) -> Chosen:
     return token.flatten(), expert.flatten(), weights.flatten()
 
 
-def balance_loss(logits: Sequence[Tensor], k: int) -> Tensor:
+def balance_loss(logits: Sequence[Tensor], router: spec.Router) -> Tensor:
     """Return experts * sum over experts of (share of the choices) * (mean probability), over the `logits`
     [tokens, experts] of all layers together (Fedus et al. 2021, arXiv:2101.03961, eq. 4): k when perfectly balanced."""
-    probabilities = torch.cat(list(logits)).softmax(-1)
-    experts = probabilities.shape[1]
-    chosen = F.one_hot(probabilities.topk(k, -1).indices, experts).sum(1).float().mean(0)
+    said = torch.cat(list(logits))
+    if isinstance(router, spec.TopK) and router.scores == "sigmoid":
+        probabilities = F.normalize(said.sigmoid(), p=1, dim=-1)  # DeepSeek-V3's (arXiv:2412.19437, eq. 19)
+    else:
+        probabilities = said.softmax(-1)
+    experts = said.shape[1]
+    chosen = F.one_hot(said.topk(router.k, -1).indices, experts).sum(1).float().mean(0)
     return experts * (chosen * probabilities.mean(0)).sum()
 
 

@@ -35,10 +35,12 @@ class Budget(Config):
 
 class Penalties(Config):
     """What is added to the loss of a model that has such penalties (`Model.penalties`), by these weights: of a mixture
-    of experts how unevenly its experts are used, and how large its routers' logits are."""
+    of experts how unevenly its experts are used, and how large its routers' logits are. `correction` is no weight, but
+    how far each update moves the corrections by which some routers balance their experts without a loss."""
 
     balance: float = Field(default=0.01, ge=0)
     router_z: float = Field(default=0.0, ge=0)
+    correction: float = Field(default=0.001, ge=0)
 
 
 class TrainConfig(Config):

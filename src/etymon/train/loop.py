@@ -346,6 +346,7 @@ class _Run:
         if not gradient.finite:
             self._refuse(batch, step, gradient.loss, gradient.norm)
         apply_gradient(self.optimizers)
+        self.model.settle(self.config.penalties.correction)
         return {"loss": gradient.loss, "lr": lr, "grad_norm": gradient.norm, "clipped_norm": gradient.clipped_norm}
 
     def _loop(
