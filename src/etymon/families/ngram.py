@@ -269,7 +269,7 @@ class Contexts(Walker):
 
     def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> Vectors:
         """Allocate the last ids of `rows` sequences."""
-        return Vectors.new(torch.empty((rows, self.size, 1), dtype=dtype, device=device), initial=(self.start,))
+        return Vectors(torch.empty((rows, self.size, 1), dtype=dtype, device=device), initial=(self.start,))
 
     def walk(self, x: Tensor, runs: Runs | None, cell: Vectors | None) -> Tensor:
         """Return contexts [batch, time, size] of ids `x` [batch, time, 1]."""

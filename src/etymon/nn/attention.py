@@ -13,7 +13,7 @@ from etymon.nn.linear import Linear
 from etymon.nn.norm import build_qk_norm
 from etymon.nn.position import rotate
 from etymon.nn.scores import build_scores
-from etymon.nn.state import KeyValues, Mixer, SourceKeyValues
+from etymon.nn.state import Columns, Mixer, SourceColumns
 
 
 class Attention(Mixer):
@@ -38,10 +38,10 @@ class Attention(Mixer):
         self.sinks = nn.Parameter(torch.zeros(op.heads)) if isinstance(op.scores, spec.Sinks) else None
         self.flat = 2 if op.qk_norm and op.qk_norm.over == "width" else 3  # the first dimension that a norm runs over
 
-    def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> KeyValues:
+    def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> Columns:
         """Allocate keys and values for `rows` sequences of up to `capacity` tokens."""
-        shape = (rows, self.op.kv_heads, capacity, self.op.head_dim)
-        return KeyValues(torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device))
+        width = self.op.head_dim
+        return Columns.new(rows, self.op.kv_heads, capacity, width, width, dtype=dtype, device=device)
 
     def initialise(self, generator: torch.Generator) -> None:
         """Biases and sinks begin at zero."""
@@ -56,7 +56,7 @@ class Attention(Mixer):
             qkv = qkv + torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
         return qkv.view(*x.shape[:-1], self.op.heads + 2 * self.op.kv_heads, self.op.head_dim)
 
-    def forward(self, x: Tensor, layout: Layout, cell: KeyValues | None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, cell: Columns | None) -> Tensor:
         """Attend from `x` [batch, time, dim] to the call's tokens, or to all that `cell` holds after appending them."""
         op = self.op
         qkv_BTHD = self.project(x)
@@ -77,7 +77,7 @@ class Attention(Mixer):
         if cell is None:
             k_BGSD, v_BGSD = k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
         else:
-            k_BGSD, v_BGSD = cell.append(k_BTGD, v_BTGD, layout.columns)
+            k_BGSD, v_BGSD = cell.append(layout.columns, k_BTGD, v_BTGD)
         if isinstance(op.scores, spec.LogScale):
             q_BTHD = q_BTHD * layout.log_scale(op.scores, q_BTHD.dtype)
         mask: Tensor | None
@@ -106,13 +106,12 @@ class CrossAttention(Mixer):
         self.kv = Linear(dim, (op.kv_width, op.kv_width), bias="q" in op.bias)
         self.out = Linear(op.query_width, (dim,) * op.languages, bias="o" in op.bias)
 
-    def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> SourceKeyValues:
+    def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> SourceColumns:
         """Allocate keys and values for `rows` sources of up to `capacity` tokens."""
-        shape = (rows, self.op.kv_heads, capacity, self.op.head_dim)
-        keys, values = (torch.zeros(shape, dtype=dtype, device=device) for _ in range(2))
-        return SourceKeyValues(keys, values)
+        width = self.op.head_dim
+        return SourceColumns.new(rows, self.op.kv_heads, capacity, width, width, dtype=dtype, device=device)
 
-    def forward(self, x: Tensor, layout: Layout, cell: KeyValues | None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, cell: Columns | None) -> Tensor:
         """Attend from `x` [batch, time, dim] to the call's source, or to the one that `cell` holds."""
         op, source = self.op, layout.source
         assert source is not None
@@ -123,10 +122,10 @@ class CrossAttention(Mixer):
             k_BSGD, v_BSGD = kv_BSHD.split((op.kv_heads, op.kv_heads), 2)
             k_BGSD, v_BGSD = k_BSGD.transpose(1, 2), v_BSGD.transpose(1, 2)
             if cell is not None:
-                cell.append(k_BSGD, v_BSGD, 0)
+                cell.append(0, k_BSGD, v_BSGD)
         else:
             assert cell is not None
-            k_BGSD, v_BGSD = cell.keys[:, :, : source.keys], cell.values[:, :, : source.keys]
+            k_BGSD, v_BGSD = (held[:, :, : source.keys] for held in cell.tensors)
         y = self.out(attend(op, q_BTHD, k_BGSD, v_BGSD, source.mask, False))
         if op.languages == 1:
             return y

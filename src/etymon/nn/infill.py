@@ -28,7 +28,7 @@ class Infill:
     def new_state(self, rows: int, device: torch.device) -> Vectors:
         """Allocate what is remembered of `rows` sequences."""
         tensors = (torch.empty(rows, dtype=torch.int64, device=device) for _ in range(2))
-        return Filling.new(*tensors, initial=(-1, -1))
+        return Filling(*tensors, initial=(-1, -1))
 
     def arrange(self, layout: Layout, ids: Tensor | None, separators: Tensor | None, cell: Cell | None) -> None:
         """Set the layout's positions, places and context, as far as they were not given, from `ids` [batch, time].

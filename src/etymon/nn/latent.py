@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,41 +11,7 @@ from etymon.nn.layout import Layout
 from etymon.nn.linear import Linear
 from etymon.nn.norm import build_norm
 from etymon.nn.position import rotate
-from etymon.nn.state import Mixer
-
-
-@dataclass
-class Latents:
-    """What one operator keeps of every token, [rows, capacity, width]: the key that turns, then the latent vector."""
-
-    truncates: ClassVar[bool] = True
-    held: Tensor
-
-    def rows(self, start: int, stop: int) -> Latents:
-        """Return a view on some rows."""
-        return Latents(self.held[start:stop])
-
-    def copy_row(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` columns of one row onto another."""
-        self.held[target, :length] = self.held[source, :length]
-
-    def reset(self, row: int) -> None:
-        """Nothing to do: columns beyond a row's length are never read."""
-
-    def append(self, fresh: Tensor, columns: int | Tensor) -> Tensor:
-        """Write `fresh` [rows, time, width] at `columns` (see `KeyValues.append`); return all columns in use."""
-        if isinstance(columns, int):
-            stop = columns + fresh.shape[1]
-            self.held[:, columns:stop] = fresh
-        else:
-            stop = int(columns.max()) + 1
-            self.held[torch.arange(fresh.shape[0], device=fresh.device)[:, None], columns] = fresh
-        return self.held[:, :stop]
-
-    @property
-    def nbytes(self) -> int:
-        """The memory that it takes."""
-        return self.held.nbytes
+from etymon.nn.state import Columns, Mixer
 
 
 class LatentAttention(Mixer):
@@ -69,11 +32,11 @@ class LatentAttention(Mixer):
         self.kv = Linear(op.rank, (op.heads * op.head_dim, op.heads * op.value_dim), bias=False)
         self.out = Linear(op.heads * op.value_dim, (dim,), bias=op.bias)
 
-    def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> Latents:
-        """Allocate the latents of `rows` sequences of up to `capacity` tokens."""
-        return Latents(torch.zeros(rows, capacity, self.op.rope.dim + self.op.rank, dtype=dtype, device=device))
+    def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> Columns:
+        """Allocate room for the key that turns and the latent vector of `rows` sequences of up to `capacity` tokens."""
+        return Columns.new(rows, 1, capacity, self.op.rope.dim + self.op.rank, dtype=dtype, device=device)
 
-    def forward(self, x: Tensor, layout: Layout, cell: Latents | None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, cell: Columns | None) -> Tensor:
         """Attend from `x` [batch, time, dim] to the call's tokens, or to all that `cell` holds after appending them."""
         op, (B, T, _) = self.op, x.shape
         turn = layout.rotary(op.rope, x.dtype)
@@ -84,7 +47,7 @@ class LatentAttention(Mixer):
             latent_BTL = self.kv_norm(latent_BTL)
         held_BSD = torch.cat((rotate(key_BTR[:, :, None], *turn)[:, :, 0], latent_BTL), -1)
         if cell is not None:
-            held_BSD = cell.append(held_BSD, layout.columns)
+            held_BSD = cell.append(layout.columns, held_BSD[:, :, None])[0][:, 0]
         mask, is_causal = layout.visible(self.visibility, None)
         mix = self._absorbed if cell is not None and self._absorbing_pays(T, held_BSD.shape[1]) else self._expanded
         return self.out(mix(q_BTHD, held_BSD, mask, is_causal).transpose(1, 2).flatten(2))

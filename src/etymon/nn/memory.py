@@ -15,7 +15,7 @@ from etymon import spec
 from etymon.nn.attention import Attention, attend
 from etymon.nn.layout import Division, Layout
 from etymon.nn.position import rotary_table, rotate
-from etymon.nn.state import KeyValues, State
+from etymon.nn.state import Columns, State
 
 
 def divide(windows: spec.Windows, layout: Layout, state: State | None) -> None:
@@ -50,7 +50,7 @@ def divide(windows: spec.Windows, layout: Layout, state: State | None) -> None:
 class MemoryAttention(Attention):
     """Attention whose state holds keys as they were made: those of the window are turned whenever they are used."""
 
-    def forward(self, x: Tensor, layout: Layout, cell: KeyValues | None) -> Tensor:
+    def forward(self, x: Tensor, layout: Layout, cell: Columns | None) -> Tensor:
         """Attend from `x` [batch, time, dim] to the window of each token, and to all that lies before it."""
         windows = layout.division
         if windows is None:
@@ -61,7 +61,7 @@ class MemoryAttention(Attention):
         if cell is None:
             k_BGSD, v_BGSD = k_BTGD.transpose(1, 2), v_BTGD.transpose(1, 2)
         else:
-            k_BGSD, v_BGSD = cell.append(k_BTGD, v_BTGD, layout.columns)
+            k_BGSD, v_BGSD = cell.append(layout.columns, k_BTGD, v_BTGD)
         near_BGSD, far_BGSD = k_BGSD[:, :, windows.first :], k_BGSD[:, :, : windows.last]
         if op.rope is not None:
             q_BTHD = rotate(q_BTHD, *layout.rotary(op.rope, x.dtype))

@@ -30,7 +30,7 @@ class Recurrence(Walker):
     def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> Vectors:
         """Allocate the hidden vector, and the LSTM's cell vector, of `rows` sequences."""
         memory = (torch.empty((rows, self.op.width), dtype=dtype, device=device) for _ in range(self.memories))
-        return Vectors.new(*memory)
+        return Vectors(*memory)
 
     def walk(self, x: Tensor, runs: Runs | None, cell: Vectors | None) -> Tensor:
         """Return the hidden vectors [batch, time, width]."""

@@ -48,7 +48,7 @@ class SelectiveSSM(Walker):
     def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> Vectors:
         """Allocate the convolution's last inputs and, in fp32, the memory of `rows` sequences."""
         op = self.op
-        return Vectors.new(
+        return Vectors(
             torch.empty((rows, op.kernel - 1, op.inner), dtype=dtype, device=device),
             torch.empty((rows, op.inner, op.state), dtype=torch.float32, device=device),
         )
@@ -195,7 +195,7 @@ class DualSSM(Walker):
     def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> Vectors:
         """Allocate the convolution's last inputs and, in fp32, the memory of `rows` sequences."""
         op = self.op
-        return Vectors.new(
+        return Vectors(
             torch.empty((rows, op.kernel - 1, op.conv_width), dtype=dtype, device=device),
             torch.empty((rows, op.heads, op.head_dim, op.state), dtype=torch.float32, device=device),
         )

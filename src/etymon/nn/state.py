@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from copy import copy
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -12,23 +12,97 @@ from torch import Tensor, nn
 from etymon.errors import DataError
 
 
-class Cell(Protocol):
-    """What one operator remembers of every row. `truncates` says whether it can forget the last tokens of a row."""
+class Cell:
+    """What one operator remembers, in tensors [rows, ...] made anew or shared with the cell of which it is a view.
 
-    truncates: ClassVar[bool]
+    `truncates` says whether it can forget the last tokens of a row.
+    """
 
-    def rows(self, start: int, stop: int) -> Cell:
+    truncates: ClassVar[bool] = True
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self.tensors = tensors
+
+    def rows(self, start: int, stop: int) -> Self:
         """Return a view on some rows."""
+        view = copy(self)
+        view.tensors = tuple(tensor[start:stop] for tensor in self.tensors)
+        return view
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         """Make one row hold what another one, of `length` tokens, holds."""
+        for tensor in self.tensors:
+            tensor[target] = tensor[source]
 
     def reset(self, row: int) -> None:
-        """Forget everything that a row holds."""
+        """Forget everything that a row holds; here nothing, as what lies beyond a row's length is never read."""
 
     @property
     def nbytes(self) -> int:
         """The memory that it takes."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+class Columns(Cell):
+    """What attention keeps of every token that it has read, in tensors [rows, heads, capacity, width]: keys and values,
+    or what they are made of."""
+
+    @classmethod
+    def new(cls, rows: int, heads: int, capacity: int, *widths: int, dtype: torch.dtype, device: torch.device) -> Self:
+        """Allocate a tensor of each width."""
+        return cls(*(torch.zeros((rows, heads, capacity, width), dtype=dtype, device=device) for width in widths))
+
+    def append(self, columns: int | Tensor, *fresh: Tensor) -> list[Tensor]:
+        """Write what is `fresh`, each [rows, time, heads, width], and return all columns that are in use.
+
+        `columns` is the first column when it is the same for every row, else a [rows, time] tensor of columns.
+        """
+        if isinstance(columns, int):
+            stop = columns + fresh[0].shape[1]
+            for held, new in zip(self.tensors, fresh, strict=True):
+                held[:, :, columns:stop] = new.transpose(1, 2)
+        else:
+            stop = int(columns.max()) + 1
+            index = torch.arange(len(columns), device=columns.device)[:, None]
+            for held, new in zip(self.tensors, fresh, strict=True):
+                held.transpose(1, 2)[index, columns] = new
+        return [held[:, :, :stop] for held in self.tensors]
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copy the first `length` columns of one row onto another."""
+        for tensor in self.tensors:
+            tensor[target, :, :length] = tensor[source, :, :length]
+
+
+class SourceColumns(Columns):
+    """Keys and values that one cross-attention made of the source, written once per sequence."""
+
+    copy_row = Cell.copy_row  # whole: lengths count the decoder's tokens
+
+
+class Vectors(Cell):
+    """What a recurrence carries from token to token, in tensors of fixed size, and the values they begin at."""
+
+    truncates: ClassVar[bool] = False
+
+    def __init__(self, *tensors: Tensor, initial: tuple[float, ...] | None = None) -> None:
+        super().__init__(*tensors)
+        self.initial = initial or (0.0,) * len(tensors)
+        self.reset(slice(None))
+
+    def read(self) -> tuple[Tensor, ...]:
+        """Return the tensors, safe from later writes where a backward pass may need them."""
+        return tuple(t.clone() for t in self.tensors) if torch.is_grad_enabled() else self.tensors
+
+    def write(self, *tensors: Tensor) -> None:
+        """Replace what is held; no gradient flows through it into earlier calls."""
+        for held, tensor in zip(self.tensors, tensors, strict=True):
+            held.copy_(tensor.detach())
+
+    def reset(self, row: int | slice) -> None:
+        """Let a row begin anew."""
+        for tensor, value in zip(self.tensors, self.initial, strict=True):
+            tensor[row] = value
 
 
 class Mixer(nn.Module):
@@ -40,109 +114,6 @@ class Mixer(nn.Module):
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw the parameters that are neither matrices nor norms."""
-
-
-@dataclass
-class KeyValues:
-    """The keys and values of one attention operator, each [rows, kv_heads, capacity, head_dim]."""
-
-    truncates: ClassVar[bool] = True
-    keys: Tensor
-    values: Tensor
-
-    def rows(self, start: int, stop: int) -> KeyValues:
-        """Return a view on some rows."""
-        return KeyValues(self.keys[start:stop], self.values[start:stop])
-
-    def copy_row(self, source: int, target: int, length: int) -> None:
-        """Copy the first `length` columns of one row onto another."""
-        self.keys[target, :, :length] = self.keys[source, :, :length]
-        self.values[target, :, :length] = self.values[source, :, :length]
-
-    def reset(self, row: int) -> None:
-        """Nothing to do: columns beyond a row's length are never read."""
-
-    def append(self, keys: Tensor, values: Tensor, columns: int | Tensor) -> tuple[Tensor, Tensor]:
-        """Write `keys` and `values` [rows, time, kv_heads, head_dim] and return all columns that are in use.
-
-        `columns` is the first column when it is the same for every row, else a [rows, time] tensor of columns.
-        """
-        time = keys.shape[1]
-        if isinstance(columns, int):
-            stop = columns + time
-            self.keys[:, :, columns:stop] = keys.transpose(1, 2)
-            self.values[:, :, columns:stop] = values.transpose(1, 2)
-        else:
-            stop = int(columns.max()) + 1
-            index = torch.arange(keys.shape[0], device=keys.device)[:, None]
-            self.keys.transpose(1, 2)[index, columns] = keys
-            self.values.transpose(1, 2)[index, columns] = values
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
-
-    @property
-    def nbytes(self) -> int:
-        """The memory that it takes."""
-        return self.keys.nbytes + self.values.nbytes
-
-
-@dataclass
-class Vectors:
-    """What a recurrence carries from token to token: tensors [rows, ...] of fixed size, and the value they begin at."""
-
-    truncates: ClassVar[bool] = False
-    tensors: tuple[Tensor, ...]
-    initial: tuple[float, ...]
-
-    @classmethod
-    def new(cls, *tensors: Tensor, initial: tuple[float, ...] | None = None) -> Vectors:
-        """Fill freshly allocated tensors with their initial values, 0 by default."""
-        initial = initial or (0.0,) * len(tensors)
-        for tensor, value in zip(tensors, initial, strict=True):
-            tensor.fill_(value)
-        return cls(tensors, initial)
-
-    def read(self) -> tuple[Tensor, ...]:
-        """Return the tensors, safe from later writes where a backward pass may need them."""
-        return tuple(t.clone() for t in self.tensors) if torch.is_grad_enabled() else self.tensors
-
-    def write(self, *tensors: Tensor) -> None:
-        """Replace what is held; no gradient flows through it into earlier calls."""
-        for held, tensor in zip(self.tensors, tensors, strict=True):
-            held.copy_(tensor.detach())
-
-    def rows(self, start: int, stop: int) -> Vectors:
-        """Return a view on some rows."""
-        return type(self)(tuple(t[start:stop] for t in self.tensors), self.initial)
-
-    def copy_row(self, source: int, target: int, length: int) -> None:
-        """Copy one row onto another."""
-        for tensor in self.tensors:
-            tensor[target] = tensor[source]
-
-    def reset(self, row: int) -> None:
-        """Let a row begin anew."""
-        for tensor, value in zip(self.tensors, self.initial, strict=True):
-            tensor[row] = value
-
-    @property
-    def nbytes(self) -> int:
-        """The memory that it takes."""
-        return sum(tensor.nbytes for tensor in self.tensors)
-
-
-class SourceKeyValues(KeyValues):
-    """The keys and values that one cross-attention made of the source, written once per sequence."""
-
-    def rows(self, start: int, stop: int) -> SourceKeyValues:
-        """Return a view on some rows."""
-        return SourceKeyValues(self.keys[start:stop], self.values[start:stop])
-
-    def copy_row(self, source: int, target: int, length: int) -> None:
-        """Copy one row onto another, whole: `length` counts the decoder's tokens."""
-        self.keys[target], self.values[target] = self.keys[source], self.values[source]
-
-    def reset(self, row: int) -> None:
-        """Nothing to do: a source stays until another one is written over it."""
 
 
 class State:

@@ -31,7 +31,7 @@ class Window(Walker):
     def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> Vectors:
         """Allocate the last vectors of `rows` sequences, and how many of them were read."""
         vectors = torch.empty((rows, self.op.size - 1, self.start.shape[0]), dtype=dtype, device=device)
-        return Vectors.new(vectors, torch.empty(rows, dtype=torch.int64, device=device))
+        return Vectors(vectors, torch.empty(rows, dtype=torch.int64, device=device))
 
     def walk(self, x: Tensor, runs: Runs | None, cell: Vectors | None) -> Tensor:
         """Return [batch, time, width] from `x` [batch, time, dim]."""

@@ -57,7 +57,7 @@ class TimeMix(Walker):
         """Allocate the last vector and, in fp32, numerator, denominator and their exponent, of `rows` sequences."""
         last = torch.empty((rows, 1, self.mix_key.shape[-1]), dtype=dtype, device=device)
         sums = (torch.empty((rows, self.op.hidden), dtype=torch.float32, device=device) for _ in range(3))
-        return Vectors.new(last, *sums, initial=(0.0, 0.0, 0.0, NEVER))
+        return Vectors(last, *sums, initial=(0.0, 0.0, 0.0, NEVER))
 
     def walk(self, x: Tensor, runs: Runs | None, cell: Vectors | None) -> Tensor:
         """Return [batch, time, dim] from `x` of the same shape."""
@@ -145,7 +145,7 @@ class ChannelMix(Walker):
 
     def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> Vectors:
         """Allocate the last vector of `rows` sequences."""
-        return Vectors.new(torch.empty((rows, 1, self.mix_key.shape[-1]), dtype=dtype, device=device))
+        return Vectors(torch.empty((rows, 1, self.mix_key.shape[-1]), dtype=dtype, device=device))
 
     def walk(self, x: Tensor, runs: Runs | None, cell: Vectors | None) -> Tensor:
         """Return [batch, time, dim] from `x` of the same shape."""
