@@ -24,7 +24,6 @@ from etymon.engine.sequence import Sequence
 from etymon.engine.source import Sources
 from etymon.errors import ConfigError, RequestError
 from etymon.nn import Model, State
-from etymon.spec import Infill
 
 if TYPE_CHECKING:
     from etymon.text import Framed, Tokenizer
@@ -51,7 +50,7 @@ class Engine:
         self._state = _allocate(model, self.config.slots, self._door)
         behind = self._door.generates and self._door.translates
         self._sources = Sources(model, self.config.sources) if behind else None
-        whole = isinstance(model.spec.trunk.visibility, Infill)  # a text that sees itself is read in one call
+        whole = getattr(model, "infill", None) is not None  # a text that sees itself is read in one call
         chunk = self.context if whole else self.config.chunk
         self._scheduler = Scheduler(self.config.slots, chunk, pads=self._state.truncates)
         self._sampler = Sampler(self.vocab, self.stop_ids, model.device)
