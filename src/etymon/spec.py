@@ -934,13 +934,25 @@ class Classify:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tag:
+    """Logits over `classes` of every token."""
+
+    classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Two logits of every token: is it the first of the answer, is it the last?"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Hidden:
     """No head: the last hidden states are what is wanted, with act(dense(first token)) beside them where it is set."""
 
     pooler: str | None = None
 
 
-Head = LM | Discriminator | Classify | Hidden
+Head = LM | Discriminator | Classify | Tag | Span | Hidden
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from etymon.engine.score import batches, logprobs_of
 from etymon.engine.source import padded
 from etymon.errors import RequestError
 from etymon.nn import Model
-from etymon.spec import LM, Classify, Discriminator
+from etymon.spec import LM, Classify, Discriminator, Span, Tag
 from etymon.text import Framed
 
 Best = list[tuple[int, float]]  # ids with their log-probabilities, best first
@@ -66,13 +66,14 @@ def fill(model: Model, texts: Sequence[Framed], mask: int, top: int) -> list[lis
 
 @torch.inference_mode()
 def classify(model: Model, texts: Sequence[Framed]) -> list[Tensor]:
-    """Return the head's logits: [classes] of each text, or [tokens], whether each of them was replaced."""
-    if not isinstance(model.spec.head, Classify | Discriminator):
+    """Return the head's logits: [classes] of each text; of each token [tokens, classes], [tokens, 2], whether a span
+    begins or ends there, or [tokens], whether it was replaced."""
+    if not isinstance(model.spec.head, Classify | Discriminator | Tag | Span):
         raise RequestError(f"{model.spec.name} has no head that judges texts: it is no classifier.")
     judged: list[Tensor | None] = [None] * len(texts)
     for group in _groups(model, texts):
         for number, length, logits in zip(group.numbers, group.lengths, model.head(group.hidden).float(), strict=True):
-            judged[number] = logits[:length] if isinstance(model.spec.head, Discriminator) else logits
+            judged[number] = logits if isinstance(model.spec.head, Classify) else logits[:length]
     return [logits for logits in judged if logits is not None]
 
 

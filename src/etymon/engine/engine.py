@@ -325,7 +325,7 @@ class Engine:
         return fill(self.model, self._framed(texts, control=True), self._mask(mask), top)
 
     def classify(self, texts: Ids[Text | str]) -> list[Tensor]:
-        """Return what the head says of each text: logits [classes], or one for each token: was it replaced?"""
+        """Return what the head says of each text, logits [classes], or of each of its tokens, [tokens, ...]."""
         return classify(self.model, self._framed(texts))
 
     def pseudo_score(self, texts: Ids[Text | str], mask: int | None = None) -> list[Score]:

@@ -6,7 +6,7 @@ of two texts a token belongs to. DistilBERT-like and MiniLM checkpoints of this 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etymon.errors import ConfigError, suggest
@@ -30,8 +30,10 @@ from etymon.spec import (
     LayerNorm,
     Learned,
     ModelSpec,
+    Span,
     Stack,
     Sub,
+    Tag,
     Transform,
 )
 
@@ -129,30 +131,60 @@ def read_architecture(reader: ConfigReader, known: tuple[str, ...]) -> tuple[str
     return names[0], reader.take("num_labels", int, len(labels) if labels else 2)
 
 
+ENDS: dict[type[Head], str] = {
+    LM: "ForMaskedLM",
+    Hidden: "Model",
+    Classify: "ForSequenceClassification",
+    Tag: "ForTokenClassification",
+    Span: "ForQuestionAnswering",
+}
+
+
+def read_head(
+    reader: ConfigReader,
+    prefix: str,
+    *,
+    default: type[Head] = LM,
+    pooler: str | None = "tanh",
+    classifier: str = "tanh",
+    others: Mapping[str, Head | None] | None = None,
+) -> Head | None:
+    """Return the head of the published class, whose name begins with `prefix` or is one of the `others`; None is the
+    one that predicts masked tokens. `default` is meant where no class is named."""
+    ends = {prefix + ENDS[kind]: kind for kind in sorted(ENDS, key=lambda kind: kind is not default)}
+    architecture, classes = read_architecture(reader, (*ends, *(others or ())))
+    heads: dict[type[Head], Head] = {
+        Hidden: Hidden(pooler=pooler),
+        Classify: Classify(classes=classes, activation=classifier),
+        Tag: Tag(classes=classes),
+        Span: Span(),
+    }
+    return heads.get(ends[architecture]) if architecture in ends else (others or {})[architecture]
+
+
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "bert"."""
-    known = ("BertForMaskedLM", "BertForPreTraining", "BertModel", "BertForSequenceClassification")
-    architecture, classes = read_architecture(reader, known)
-    heads: dict[str, Head] = {
-        "BertModel": Hidden(pooler="tanh"),
-        "BertForSequenceClassification": Classify(classes=classes),
-    }
-    return build(**read_encoder(reader), head=heads.get(architecture))
+    head = read_head(reader, "Bert", others={"BertForPreTraining": None})
+    return build(**read_encoder(reader), head=head)
 
 
-def write_encoder(spec: ModelSpec) -> dict[str, Any]:
-    """Write the keys that BERT's heirs name as it does."""
-    classes = spec.head.classes if isinstance(spec.head, Classify) else 2
-    return KEYS.write(spec) | {
-        "id2label": {str(i): f"LABEL_{i}" for i in range(classes)},
-        "label2id": {f"LABEL_{i}": i for i in range(classes)},
-    }
+def write_encoder(spec: ModelSpec, prefix: str | None = None) -> dict[str, Any]:
+    """Write the keys that BERT's heirs name as it does; with a `prefix`, also which of its classes it is."""
+    classes = getattr(spec.head, "classes", 2)
+    architecture = {} if prefix is None else {"architectures": [prefix + ENDS[type(spec.head)]]}
+    return (
+        KEYS.write(spec)
+        | architecture
+        | {
+            "id2label": {str(i): f"LABEL_{i}" for i in range(classes)},
+            "label2id": {f"LABEL_{i}": i for i in range(classes)},
+        }
+    )
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    kinds = {LM: "BertForMaskedLM", Hidden: "BertModel", Classify: "BertForSequenceClassification"}
-    return write_encoder(spec) | {"architectures": [kinds[type(spec.head)]]}
+    return write_encoder(spec, "Bert")
 
 
 LAYER: Names = {
@@ -170,6 +202,8 @@ HEADS: dict[type[Head], Names] = {
         "head.linear": "cls.predictions",
     },
     Classify: {"head.dense": "{}.pooler.dense", "head.linear": "classifier"},
+    Tag: {"head.linear": "classifier"},
+    Span: {"head.linear": "qa_outputs"},
     Hidden: {"head.dense": "{}.pooler.dense"},
 }
 

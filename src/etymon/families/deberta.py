@@ -36,8 +36,10 @@ from etymon.spec import (
     ModelSpec,
     Own,
     RelativeTable,
+    Span,
     Stack,
     Sub,
+    Tag,
 )
 
 TERMS = ("c2p", "p2c")
@@ -115,13 +117,11 @@ def read_encoder(reader: ConfigReader) -> dict[str, Any]:
     }
 
 
-def read_head(reader: ConfigReader, prefix: str, others: dict[str, Head] | None = None) -> Head | None:
+def read_head(reader: ConfigReader, prefix: str, others: dict[str, Head | None] | None = None) -> Head | None:
     """Read which head a model has, among those of classes that begin with `prefix`, and `others`."""
     activation = reader.take("pooler_hidden_act", str, "gelu")
-    model, masked, classify = (f"{prefix}{end}" for end in ("Model", "ForMaskedLM", "ForSequenceClassification"))
-    architecture, classes = bert.read_architecture(reader, (model, masked, classify, *(others or ())))
-    classifier = Classify(classes=classes, activation=ACTIVATIONS.get(activation, activation))
-    return {model: Hidden(), classify: classifier, **(others or {})}.get(architecture)
+    classifier = ACTIVATIONS.get(activation, activation)
+    return bert.read_head(reader, prefix, default=Hidden, pooler=None, classifier=classifier, others=others)
 
 
 def read(reader: ConfigReader) -> ModelSpec:
@@ -130,15 +130,12 @@ def read(reader: ConfigReader) -> ModelSpec:
     return build(**read_encoder(reader), head=read_head(reader, "Deberta"))
 
 
-def write_encoder(spec: ModelSpec, prefix: str, others: dict[str, Head] | None = None) -> dict[str, Any]:
-    """Write the keys that all DeBERTas have."""
+def write_encoder(spec: ModelSpec, prefix: str | None) -> dict[str, Any]:
+    """Write the keys that all DeBERTas have; `prefix` is that of the class where its name has one."""
     attention, relative = attention_of(spec), spec.trunk.relative
     assert isinstance(attention.scores, Disentangled) and isinstance(relative, RelativeTable)
-    ends = {Hidden: "Model", LM: "ForMaskedLM", Classify: "ForSequenceClassification"}
-    architecture = next((name for name, head in (others or {}).items() if isinstance(spec.head, type(head))), None)
     terms = zip(TERMS, (attention.scores.keys, attention.scores.queries), strict=True)
-    return bert.write_encoder(spec) | {
-        "architectures": [architecture or prefix + ends[type(spec.head)]],
+    return bert.write_encoder(spec, prefix) | {
         "relative_attention": True,
         "pos_att_type": [term for term, kind in terms if kind is not None],
         "max_relative_positions": relative.max_distance or relative.span,
@@ -181,6 +178,7 @@ HEADS: dict[type[Head], Names] = {
         "head.linear": "lm_predictions.lm_head",
     },
     Classify: {"head.dense": "pooler.dense", "head.linear": "classifier"},
+    **{kind: bert.HEADS[kind] for kind in (Tag, Span)},
     Hidden: {},
 }
 
@@ -200,7 +198,7 @@ RENAMED = {
 SKIPPED = (
     r"\.position_ids$",
     r"^deberta\.embeddings\.position_embeddings\.",
-    r"^(lm_predictions|mask_predictions|pooler|classifier)\.",
+    r"^(lm_predictions|mask_predictions|pooler|classifier|qa_outputs)\.",
     r"^cls\.predictions\.decoder\.bias$",
 )
 FAMILY = Family(

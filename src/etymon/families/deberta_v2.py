@@ -35,6 +35,8 @@ from etymon.spec import (
     Sub,
 )
 
+DETECTOR_CLASS = "ReplacedTokenDetectionModel"  # in the published code; no other has it
+
 
 def detector(activation: str = "gelu", eps: float = 1e-7) -> Discriminator:
     """Return the head of v3, which says of every token whether it was replaced."""
@@ -85,7 +87,8 @@ def read(reader: ConfigReader) -> ModelSpec:
     kernel, activation = reader.take("conv_kernel_size", int, 0), reader.take("conv_act", str, "tanh")
     reader.expect("conv_groups", 1)
     kinds = [kind.strip() for kind in reader.take("norm_rel_ebd", str, "none").lower().split("|")]
-    head = deberta.read_head(reader, "DebertaV2", _heads(dimensions["activation"], dimensions["eps"]))
+    others: dict[str, Head | None] = {DETECTOR_CLASS: detector(dimensions["activation"], dimensions["eps"])}
+    head = deberta.read_head(reader, "DebertaV2", others)
     return build(
         **dimensions,
         buckets=buckets if buckets > 0 else None,
@@ -95,10 +98,6 @@ def read(reader: ConfigReader) -> ModelSpec:
         conv_activation=ACTIVATIONS.get(activation, activation),
         head=head,
     )
-
-
-def _heads(activation: str, eps: float) -> dict[str, Head]:
-    return {"ReplacedTokenDetectionModel": detector(activation, eps)}
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
@@ -117,7 +116,9 @@ def write(spec: ModelSpec) -> dict[str, Any]:
         assert isinstance(op, Convolution)
         activation = {"gelu_tanh": "gelu_new"}.get(op.activation, op.activation)
         config |= {"conv_kernel_size": op.kernel, "conv_act": activation}
-    return deberta.write_encoder(spec, "DebertaV2", _heads("gelu", 1e-7)) | config
+    if isinstance(spec.head, Discriminator):
+        return deberta.write_encoder(spec, None) | config | {"architectures": [DETECTOR_CLASS]}
+    return deberta.write_encoder(spec, "DebertaV2") | config
 
 
 LAYER: Names = {

@@ -16,7 +16,7 @@ from etymon.families.family import Family, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Rule
-from etymon.spec import LM, Classify, Head, Hidden, ModelSpec
+from etymon.spec import ModelSpec
 
 
 @extends(bert.build)
@@ -28,20 +28,17 @@ def build(*, tasks: int = 0, **dimensions: Any) -> ModelSpec:
 
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "ernie"."""
-    known = ("ErnieForMaskedLM", "ErnieForPreTraining", "ErnieModel", "ErnieForSequenceClassification")
-    architecture, classes = bert.read_architecture(reader, known)
-    heads: dict[str, Head] = {known[2]: Hidden(pooler="tanh"), known[3]: Classify(classes=classes)}
+    head = bert.read_head(reader, "Ernie", others={"ErnieForPreTraining": None})
     tasks = reader.take("task_type_vocab_size", int, 3)
     if not reader.take("use_task_id", bool, False):
         tasks = 0
-    return build(**bert.read_encoder(reader), tasks=tasks, head=heads.get(architecture))
+    return build(**bert.read_encoder(reader), tasks=tasks, head=head)
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    end = {LM: "ForMaskedLM", Hidden: "Model", Classify: "ForSequenceClassification"}[type(spec.head)]
     tasks = {"use_task_id": spec.embed.tasks > 0, "task_type_vocab_size": spec.embed.tasks or 3}
-    return bert.write_encoder(spec) | tasks | {"architectures": [f"Ernie{end}"]}
+    return bert.write_encoder(spec, "Ernie") | tasks
 
 
 def weights(spec: ModelSpec) -> Iterator[Rule]:

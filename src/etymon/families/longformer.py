@@ -18,7 +18,7 @@ from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names
 from etymon.families.weights import Rule
-from etymon.spec import Attention, Block, GlobalLocalAttention, Head, Hidden, ModelSpec, Op
+from etymon.spec import Attention, Block, Classify, GlobalLocalAttention, ModelSpec, Op, Span
 
 
 @extends(roberta.build)
@@ -50,14 +50,15 @@ def _with_attention(spec: ModelSpec, change: Callable[[int, Op], Op]) -> ModelSp
 
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "longformer"."""
-    architecture, _ = bert.read_architecture(reader, ("LongformerForMaskedLM", "LongformerModel"))
+    head = bert.read_head(reader, "Longformer")
     reader.expect("attention_mode", "longformer")
     reader.expect("ignore_attention_mask", False)
     reader.take("onnx_export", bool, False)
     window: Any = reader.take("attention_window", object, 512)
     dimensions, padding = bert.read_encoder(reader), reader.take("pad_token_id", int, 1)
     dimensions["context"] -= padding + 1
-    head: Head | None = Hidden(pooler="tanh") if architecture == "LongformerModel" else None
+    if isinstance(head, Classify | Span):
+        raise ConfigError(f"{reader.where}: this head chooses its global tokens by itself, which is not supported here")
     return build(**dimensions, window=window, padding=padding, head=head)
 
 

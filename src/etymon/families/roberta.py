@@ -16,7 +16,7 @@ from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names
 from etymon.families.weights import Rule
-from etymon.spec import LM, Classify, Head, Hidden, Learned, ModelSpec
+from etymon.spec import LM, Classify, Head, Hidden, Learned, ModelSpec, Span, Tag
 
 
 def build(
@@ -57,12 +57,10 @@ def reading(prefix: str, family: str) -> Any:
     """Return the function that reads a `config.json` whose architectures begin with `prefix`."""
 
     def read(reader: ConfigReader) -> ModelSpec:
-        known = tuple(f"{prefix}{end}" for end in ("ForMaskedLM", "Model", "ForSequenceClassification"))
-        architecture, classes = bert.read_architecture(reader, known)
+        head = bert.read_head(reader, prefix)
         dimensions, padding = bert.read_encoder(reader), reader.take("pad_token_id", int, 1)
         dimensions["context"] -= padding + 1
-        heads: dict[str, Head] = {known[1]: Hidden(pooler="tanh"), known[2]: Classify(classes=classes)}
-        return build(family=family, **dimensions, padding=padding, head=heads.get(architecture))
+        return build(family=family, **dimensions, padding=padding, head=head)
 
     return read
 
@@ -73,9 +71,11 @@ def writing(prefix: str) -> Any:
     def write(spec: ModelSpec) -> dict[str, Any]:
         position = spec.embed.position
         assert isinstance(position, Learned)
-        end = {LM: "ForMaskedLM", Hidden: "Model", Classify: "ForSequenceClassification"}[type(spec.head)]
-        config = bert.write_encoder(spec) | {"architectures": [prefix + end]}
-        return config | {"pad_token_id": position.padding, "bos_token_id": 0, "eos_token_id": 2}
+        return bert.write_encoder(spec, prefix) | {
+            "pad_token_id": position.padding,
+            "bos_token_id": 0,
+            "eos_token_id": 2,
+        }
 
     return write
 
@@ -87,7 +87,7 @@ HEADS: dict[type[Head], Names] = {
         "head.linear": "lm_head",
     },
     Classify: {"head.dense": "classifier.dense", "head.linear": "classifier.out_proj"},
-    Hidden: {"head.dense": "{}.pooler.dense"},
+    **{kind: bert.HEADS[kind] for kind in (Tag, Span, Hidden)},
 }
 
 

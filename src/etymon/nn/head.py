@@ -123,6 +123,28 @@ class Classify(nn.Module):
         return F.cross_entropy(self(hidden).float(), targets, ignore_index=IGNORE, reduction="sum")
 
 
+class PerToken(nn.Module):
+    """hidden [batch, time, dim] → logits [batch, time, classes], or [batch, time, 2] of a span's first and last."""
+
+    tied = False
+
+    def __init__(self, head: spec.Tag | spec.Span, dim: int) -> None:
+        super().__init__()
+        self.classes = head.classes if isinstance(head, spec.Tag) else None
+        self.linear = Linear(dim, (self.classes or 2,), bias=True)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return the logits."""
+        return self.linear(hidden)
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Return the summed negative log-likelihood of the classes `targets` [batch, time], or of the places [batch, 2]
+        of the span's ends; -100 counts nothing."""
+        logits = self(hidden).float()  # of a span, the alternatives are the places
+        alternatives = logits if self.classes is None else logits.transpose(1, 2)
+        return F.cross_entropy(alternatives, targets, ignore_index=IGNORE, reduction="sum")
+
+
 class Pooler(nn.Module):
     """No logits: hidden [batch, time, dim] → act(dense(first token)) [batch, dim], or None without a pooler."""
 
@@ -145,7 +167,7 @@ class Pooler(nn.Module):
         raise DataError("this model has no head: it gives hidden states, and no loss")
 
 
-Head = LMHead | Discriminator | Classify | Pooler
+Head = LMHead | Discriminator | Classify | PerToken | Pooler
 
 
 def build_head(head: spec.Head, vocab: int, dim: int) -> Head:
@@ -157,6 +179,8 @@ def build_head(head: spec.Head, vocab: int, dim: int) -> Head:
             return Discriminator(head, dim)
         case spec.Classify():
             return Classify(head, dim)
+        case spec.Tag() | spec.Span():
+            return PerToken(head, dim)
         case spec.Hidden():
             return Pooler(head, dim)
 

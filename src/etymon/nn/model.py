@@ -119,7 +119,8 @@ class Model(nn.Module):
         targets, time] has a 1 at a place to be predicted from what that place sees, and only these are returned.
         documents [batch, time] confines attention to tokens of equal id (packing). A state gets the tokens appended.
         labels are [batch, time] ids (-100 is ignored); a decoder alone must predict each from those before it, other
-        models at its own place. `loss` is the mean over those predicted.
+        models at its own place (heads that judge texts or find spans want their targets). `loss` is the mean over those
+        predicted.
         logits_to_keep returns the logits of the last n positions only (0: all); logits=False none.
 
         With an encoder and a decoder, these arguments are the source's; the decoder's begin with `decoder_`, and
