@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,20 +13,10 @@ from torch import Tensor
 from etymon.errors import CheckpointError, ConfigError
 from etymon.families import ConfigReader, Family, family_named, family_of_model_type
 from etymon.files import write_json
+from etymon.hub.packed import Tensors, Unpacked, take_packing
 from etymon.hub.tensors import open_tensors, read_json, write_tensors
 from etymon.nn import Model
 from etymon.spec import ModelSpec
-
-
-class Tensors(Protocol):
-    """Named tensors that are read one at a time."""
-
-    def names(self) -> set[str]:
-        """Return the names of all tensors."""
-
-    def read(self, name: str) -> Tensor:
-        """Read one tensor onto the CPU."""
-
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -35,6 +25,7 @@ def read_spec(directory: Path) -> tuple[ModelSpec, Family]:
     """Read `config.json`. Raises ConfigError for an unknown family or a key that nobody reads."""
     path = directory / "config.json"
     values = read_json(path)
+    take_packing(values, str(path))
     read = family_of_model_type(str(values.get("model_type")), str(path), values.keys()).read
     assert read is not None
     reader = ConfigReader(values, str(path))
@@ -54,8 +45,10 @@ def read_weights(directory: Path, spec: ModelSpec, family: Family) -> Iterator[t
 
     Raises CheckpointError naming every tensor that is missing or that nobody consumes.
     """
+    path = directory / "config.json"
+    packing = take_packing(read_json(path), str(path))
     with open_tensors(directory) as files:
-        yield from consume(files, spec, family, directory)
+        yield from consume(files if packing is None else Unpacked(files, packing), spec, family, directory)
 
 
 def consume(files: Tensors, spec: ModelSpec, family: Family, where: Path) -> Iterator[tuple[str, Tensor]]:
