@@ -83,7 +83,7 @@ FAMILY = Family(
     paper="https://arxiv.org/abs/2406.12793",
     origin=Origin(
         published="2024-06",
-        parents=("llama",),
+        parents=("llama", "chatglm"),
         brought="an assistant for 26 languages that browses and calls tools",
         reference=Running(),
     ),
