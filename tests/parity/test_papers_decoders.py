@@ -77,10 +77,6 @@ def gated(w: Weights, x: Tensor, act: Callable[[Tensor], Tensor]) -> Tensor:
     return (act(gate) * up) @ w["down.weight"].T
 
 
-def gelu(x: Tensor) -> Tensor:
-    return x * (1 + torch.erf(x / math.sqrt(2))) / 2
-
-
 def gelu_tanh(x: Tensor) -> Tensor:
     return x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
 
@@ -135,12 +131,12 @@ def glam(w: Weights, ids: Tensor) -> Tensor:
             return q @ k + bias[bucket(i - j), h]
 
         def expert(e: int, token: Tensor, ffn: Weights = ffn) -> Tensor:
-            return ffn["experts.down.weight"][e] @ gelu(ffn["experts.up.weight"][e] @ token)
+            return ffn["experts.down.weight"][e] @ (ffn["experts.up.weight"][e] @ token).clamp(min=0)
 
         x = x + attention(inside(block, "attention.op."), rms(x, block["attention.pre.weight"]), (4, 4, 16), score)
         h = rms(x, block["ffn.pre.weight"])
-        x = x + (gated(ffn, h, gelu) if layer % 2 else mixture(ffn, h, expert, renormalise=True))
-    return rms(x, w["decoder.final_norm.weight"]) @ w["embed.tokens.weight"].T
+        x = x + (gated(ffn, h, gelu_tanh) if layer % 2 else mixture(ffn, h, expert, renormalise=True))
+    return rms(x, w["decoder.final_norm.weight"]) @ w["embed.tokens.weight"].T / math.sqrt(32)
 
 
 def grok1(w: Weights, ids: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 What was new over GPT-3: in every second layer 64 feed-forward experts, of which a router chooses two for each token; a
 gated feed-forward layer in the others; RMSNorm, no biases, and in every layer T5's learned bias per head and distance.
-Only experts of two matrices beside dense layers of three give the 1.2T and 96.6B of the paper; that the mixtures come
-first, and that scores are not divided, is what Google's own configuration (github.com/google/praxis) says.
+Only experts of two matrices beside dense layers of three give the 1.2T and 96.6B of the paper. What it leaves open is
+as in Google's own configuration (github.com/google/praxis, layers/glam.py): the mixtures come first, their experts have
+ReLU, scores are not divided, but logits are, by sqrt(dim).
 """
 
 from __future__ import annotations
@@ -29,18 +30,19 @@ def build(
     buckets: int = 32,
     max_distance: int = 128,
     eps: float = 1e-6,
-    activation: str = "gelu",
+    activation: str = "gelu_tanh",
+    expert_activation: str = "relu",
     tied: bool = True,
 ) -> ModelSpec:
     """Return the spec of a GLaM; the first, third, … layer is a mixture of `experts`, `k` of which see a token."""
     norm, hidden = RMSNorm(eps=eps), hidden or 4 * dim
     bias = BucketBias(buckets=buckets, max_distance=max_distance, heads=heads)
     attention = Attention(heads=heads, kv_heads=heads, head_dim=head_dim, scores=bias, scale=1.0)
-    expert = Dense(hidden=hidden, activation=activation, bias=False)
+    expert = Dense(hidden=hidden, activation=expert_activation, bias=False)
     mixture = MoE(experts=experts, expert=expert, router=TopK(k=k))
     ffns = (mixture, Gated(hidden=hidden, activation=activation))
     pair = [Block(subs=(Sub(pre=norm, op=attention), Sub(pre=norm, op=ffn))) for ffn in ffns]
-    blocks, head = tuple(pair[i % 2] for i in range(layers)), LM(tied=tied)
+    blocks, head = tuple(pair[i % 2] for i in range(layers)), LM(tied=tied, scale=dim**-0.5)
     return decoder(blocks, norm, head, name=name, family="glam", vocab=vocab, dim=dim, context=context)
 
 
