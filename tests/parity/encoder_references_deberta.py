@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
-from encoder_references import _ENCODER, Reference
+from encoder_references import _ENCODER, Reference, _make
 from torch import Tensor
 
 
@@ -50,6 +51,8 @@ def _deberta_v2(model: str = "ForMaskedLM", **changes: Any) -> Callable[[], Any]
     return lambda: getattr(transformers, f"DebertaV2{model}")(config(**(_DISENTANGLED | _V2 | changes)))
 
 
+_electra = partial(_make, "ElectraForSequenceClassification", "ElectraConfig", _ENCODER | {"embedding_size": 16})
+_albert = partial(_make, "AlbertForSequenceClassification", "AlbertConfig", _ENCODER | {"embedding_size": 16})
 _CONVOLUTION = {"conv_kernel_size": 3, "conv_act": "gelu"}
 _OWN = {"share_att_key": False, "position_buckets": -1, "norm_rel_ebd": "none"}
 ENCODERS = [
@@ -66,6 +69,8 @@ ENCODERS = [
     Reference("deberta-v2-own", _deberta_v2(**_OWN, type_vocab_size=2, position_biased_input=True)),
     Reference("deberta-v2-own-buckets", _deberta_v2(share_att_key=False, pos_att_type="c2p"), False),
     Reference("deberta-v2-classify", _deberta_v2("ForSequenceClassification", pooler_hidden_act="relu"), False),
+    Reference("electra-classify", _electra(num_labels=3)),
+    Reference("albert-classify", _albert(num_labels=3)),
     Reference("longformer", _longformer(), False, 2),
     Reference("longformer-global", _longformer(), False, 2, kinds={"global_attention_mask": 2}),
     Reference(

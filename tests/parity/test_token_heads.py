@@ -24,6 +24,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Ernie": _ENCODER,
     "Roberta": _ENCODER,
     "XLMRoberta": _ENCODER,
+    "Electra": _ENCODER | {"embedding_size": 16},
+    "Albert": _ENCODER | {"embedding_size": 16},
     "Deberta": _DISENTANGLED,
     "DebertaV2": _DISENTANGLED | _V2,
 }

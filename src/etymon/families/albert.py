@@ -15,7 +15,20 @@ from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
 from etymon.families.weights import Rule
-from etymon.spec import LM, Bidirectional, Embed, Factorised, Head, Hidden, LayerNorm, Learned, ModelSpec, Stack
+from etymon.spec import (
+    LM,
+    Bidirectional,
+    Classify,
+    Embed,
+    Factorised,
+    Head,
+    LayerNorm,
+    Learned,
+    ModelSpec,
+    Span,
+    Stack,
+    Tag,
+)
 
 
 def build(
@@ -54,23 +67,20 @@ def build(
 
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "albert"."""
-    architecture, _ = bert.read_architecture(reader, ("AlbertForMaskedLM", "AlbertForPreTraining", "AlbertModel"))
+    head = bert.read_head(reader, "Albert", others={"AlbertForPreTraining": None})
     reader.expect("num_hidden_groups", 1)
     reader.expect("inner_group_num", 1)
     reader.expect("net_structure_type", 0)
     reader.expect("gap_size", 0)
     reader.expect("num_memory_blocks", 0)
     reader.expect("down_scale_factor", 1)
-    width, head = reader.take("embedding_size", int, 128), None
-    if architecture == "AlbertModel":
-        head = Hidden(pooler="tanh")
+    width = reader.take("embedding_size", int, 128)
     return build(**bert.read_encoder(reader, activation="gelu_new"), width=width, head=head)
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    architecture = "AlbertForMaskedLM" if isinstance(spec.head, LM) else "AlbertModel"
-    return bert.write_encoder(spec) | {"architectures": [architecture], "embedding_size": spec.embed.width(spec.dim)}
+    return bert.write_encoder(spec, "Albert") | {"embedding_size": spec.embed.width(spec.dim)}
 
 
 LAYER: Names = {
@@ -90,14 +100,18 @@ TOP: Names = {
     "layers": "albert.encoder.albert_layer_groups.{}.albert_layers.0",
     "head.projection.dense": "predictions.dense",
     "head.projection.norm": "predictions.LayerNorm",
-    "head.linear": "predictions",
     "head.dense": "albert.pooler",
+}
+HEADS: dict[type[Head], Names] = {
+    LM: {"head.linear": "predictions"},
+    Classify: {"head.linear": "classifier"},
+    **{kind: bert.HEADS[kind] for kind in (Tag, Span)},
 }
 
 
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
-    return table(spec, LAYER, TOP)
+    return table(spec, LAYER, {**TOP, **HEADS.get(type(spec.head), {})})
 
 
 FAMILY = Family(

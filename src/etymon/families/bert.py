@@ -152,7 +152,8 @@ def read_head(
     """Return the head of the published class, whose name begins with `prefix` or is one of the `others`; None is the
     one that predicts masked tokens. `default` is meant where no class is named."""
     ends = {prefix + ENDS[kind]: kind for kind in sorted(ENDS, key=lambda kind: kind is not default)}
-    architecture, classes = read_architecture(reader, (*ends, *(others or ())))
+    known = (*ends, *(others or ())) if default in ENDS else (*(others or ()), *ends)
+    architecture, classes = read_architecture(reader, known)
     heads: dict[type[Head], Head] = {
         Hidden: Hidden(pooler=pooler),
         Classify: Classify(classes=classes, activation=classifier),

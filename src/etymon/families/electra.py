@@ -15,13 +15,9 @@ from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names
 from etymon.families.weights import Rule
-from etymon.spec import LM, Discriminator, Factorised, Head, Hidden, ModelSpec
+from etymon.spec import LM, Classify, Discriminator, Factorised, Head, Hidden, ModelSpec, Span, Tag
 
-KINDS: dict[str, type[Head]] = {
-    "ElectraForPreTraining": Discriminator,
-    "ElectraForMaskedLM": LM,
-    "ElectraModel": Hidden,
-}
+DETECTOR = "ElectraForPreTraining"
 
 
 def build(
@@ -37,16 +33,13 @@ def build(
     segments: int = 2,
     eps: float = 1e-12,
     activation: str = "gelu",
-    kind: str = "ElectraForPreTraining",
+    generator: bool = False,
+    head: Head | None = None,
 ) -> ModelSpec:
-    """Return the spec of an ELECTRA whose embeddings are `width` wide; `kind` is the published class: the
-    discriminator, the generator, or the encoder alone."""
+    """Return the spec of an ELECTRA whose embeddings are `width` wide: the discriminator, the generator, or one with
+    another `head`."""
     width = width or dim
-    kinds: dict[type[Head], Head] = {
-        Discriminator: Discriminator(activation=activation),
-        LM: bert.masked_lm(width, "gelu", eps),
-        Hidden: Hidden(),
-    }
+    own = bert.masked_lm(width, "gelu", eps) if generator else Discriminator(activation=activation)
     return bert.build(
         name=name,
         family="electra",
@@ -60,24 +53,30 @@ def build(
         eps=eps,
         activation=activation,
         projection=Factorised(width=width) if width != dim else None,
-        head=kinds[KINDS[kind]],
+        head=head or own,
     )
 
 
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "electra"."""
-    kind, _ = bert.read_architecture(reader, tuple(KINDS))
+    dimensions = bert.read_encoder(reader)
+    detector = Discriminator(activation=dimensions["activation"])
+    head = bert.read_head(
+        reader, "Electra", default=Discriminator, pooler=None, classifier="gelu", others={DETECTOR: detector}
+    )
     for key in ("summary_type", "summary_use_proj", "summary_activation", "summary_last_dropout"):
         reader.take(key, object, None)  # of a head that these models do not have
     reader.take("generator_size", object, None)  # the generator is a checkpoint of its own
     width = reader.take("embedding_size", int, 128)
-    return build(**bert.read_encoder(reader), width=width, kind=kind)
+    return build(**dimensions, width=width, generator=head is None, head=head)
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    kind = next(name for name, head in KINDS.items() if isinstance(spec.head, head))
-    return bert.write_encoder(spec) | {"architectures": [kind], "embedding_size": spec.embed.width(spec.dim)}
+    config = {"embedding_size": spec.embed.width(spec.dim)}
+    if isinstance(spec.head, Discriminator):
+        return bert.write_encoder(spec) | config | {"architectures": [DETECTOR]}
+    return bert.write_encoder(spec, "Electra") | config
 
 
 HEADS: dict[type[Head], Names] = {
@@ -90,6 +89,8 @@ HEADS: dict[type[Head], Names] = {
         "head.dense": "discriminator_predictions.dense",
         "head.linear": "discriminator_predictions.dense_prediction",
     },
+    Classify: {"head.dense": "classifier.dense", "head.linear": "classifier.out_proj"},
+    **{kind: bert.HEADS[kind] for kind in (Tag, Span)},
     Hidden: {},
 }
 
@@ -99,7 +100,7 @@ def weights(spec: ModelSpec) -> Iterator[Rule]:
     return bert.encoder_weights(spec, "electra", HEADS[type(spec.head)])
 
 
-_GENERATOR = {"kind": "ElectraForMaskedLM"}
+_GENERATOR = {"generator": True}
 FAMILY = Family(
     name="electra",
     title="ELECTRA",
