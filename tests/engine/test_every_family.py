@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from engine_models import random_model
 from torch import Tensor
 
 from etymon.engine import Engine, EngineConfig, Request, Sampling, Text
+from etymon.errors import ConfigError
 from etymon.families import families
 from etymon.families.ngram import NGramModel, estimate
 from etymon.nn import Model
@@ -57,12 +59,19 @@ def test_decoders_generate(family: str) -> None:
 def test_translators_generate(family: str) -> None:
     model = random_model(family)
     begin = (5 if model.spec.start is None else model.spec.start,)
-    engine = Engine(model, None, EngineConfig(slots=3, chunk=8, begin=begin))
+    languages = (1, 0) if model.spec.embed.languages else None
+    engine = Engine(model, None, EngineConfig(slots=3, chunk=8, begin=begin, languages=languages))
     sources = texts(model)
+
+    def full(source: Tensor, tokens: Tensor) -> Tensor:
+        langs = {"langs": torch.ones_like(source), "decoder_langs": torch.zeros_like(tokens)} if languages else {}
+        return model(source, decoder_input_ids=tokens, **langs).logits
+
     answers = engine.generate([Request(ids, Sampling(temperature=0, max_tokens=8, logprobs=0)) for ids in sources])
     for ids, answer in zip(sources, answers, strict=True):
-        source = torch.tensor([ids])
-        follow(lambda tokens, source=source: model(source, decoder_input_ids=tokens).logits, list(begin), answer)
+        follow(partial(full, torch.tensor([ids])), list(begin), answer)
+        (scored,) = engine.score([[*begin, *answer.ids]], [len(begin)], [ids])
+        assert scored.logprobs == pytest.approx([entry.logprob for entry in answer.logprobs], abs=2e-4)
 
 
 @pytest.mark.parametrize("family", ENCODERS)
@@ -92,3 +101,19 @@ def test_n_grams_generate() -> None:
 def test_every_family_is_one_of_these() -> None:
     assert sorted([*DECODERS, *TRANSLATORS, *ENCODERS]) == sorted(families())
     assert {"bert", "electra"} <= set(ENCODERS) and {"t5", "mbart"} <= set(TRANSLATORS) and "mamba" in DECODERS
+
+
+def test_languages_are_named_to_models_that_know_them() -> None:
+    with pytest.raises(ConfigError, match="must be told the numbers of the languages"):
+        Engine(random_model("mass"), None, EngineConfig(begin=(5,)))
+    with pytest.raises(ConfigError, match="knows 2 languages, counted from 0"):
+        Engine(random_model("mass"), None, EngineConfig(begin=(5,), languages=(0, 2)))
+    with pytest.raises(ConfigError, match="knows 0 languages"):
+        Engine(random_model("bart"), None, EngineConfig(languages=(0, 0)))
+    model = random_model("mass")
+    answers = []
+    for languages in ((0, 1), (1, 1), (0, 0)):
+        engine = Engine(model, None, EngineConfig(begin=(5,), languages=languages))
+        (answer,) = engine.generate([Request([7, 8, 9], Sampling(temperature=0, max_tokens=6, logprobs=0))])
+        answers.append([entry.logprob for entry in answer.logprobs])
+    assert answers[0] != answers[1] != answers[2] != answers[0]

@@ -19,6 +19,7 @@ class EngineConfig(Config):
     - `begin`: the ids before every answer of a decoder behind an encoder; none is the start that the model knows.
     - `ends`: ids that end an answer, besides those of the tokenizer.
     - `never`: ids that no answer holds.
+    - `languages`: numbers of the languages that are read and written, for models that know languages.
     """
 
     slots: int = Field(default=16, ge=1, le=4096)
@@ -30,3 +31,4 @@ class EngineConfig(Config):
     begin: tuple[int, ...] = ()
     ends: tuple[int, ...] = ()
     never: tuple[int, ...] = ()
+    languages: tuple[int, int] | None = None

@@ -10,6 +10,7 @@ from etymon.engine.config import EngineConfig
 from etymon.engine.request import Request, Sampling, Text
 from etymon.errors import ConfigError, RequestError
 from etymon.nn import Model
+from etymon.spec import CrossAttention, ModelSpec
 
 if TYPE_CHECKING:
     from etymon.text import Framed, Tokenizer
@@ -27,6 +28,7 @@ class Door:
         for key in ("begin", "ends", "never"):
             if any(not 0 <= id < spec.vocab for id in getattr(config, key)):
                 raise ConfigError(f"engine.{key} has an id outside 0..{spec.vocab - 1}.")
+        _check_languages(spec, config)
         self.generates, self.translates = model.decoder is not None, model.encoder is not None
         self.begin = config.begin
         if self.generates and self.translates and not self.begin and spec.start is not None:
@@ -143,3 +145,15 @@ def _within(name: str, wanted: int | None, context: int) -> int:
     if wanted is not None and wanted > context:
         raise ConfigError(f"engine.{name}={wanted} is beyond the model's context of {context}.")
     return wanted or context
+
+
+def _check_languages(spec: ModelSpec, config: EngineConfig) -> None:
+    """Raise ConfigError for languages that the model does not know, or needs and is not told."""
+    known = getattr(getattr(spec, "embed", None), "languages", 0)
+    if config.languages is not None and any(not 0 <= language < known for language in config.languages):
+        raise ConfigError(f"engine.languages={config.languages}: {spec.name} knows {known} languages, counted from 0.")
+    needs = known and any(isinstance(sub.op, CrossAttention) and sub.op.languages > 1 for sub in spec.trunk.subs())
+    if needs and config.languages is None:
+        raise ConfigError(
+            f"engine.languages: {spec.name} must be told the numbers of the languages it reads and writes."
+        )

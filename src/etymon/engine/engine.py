@@ -21,7 +21,7 @@ from etymon.engine.sampler import Sampler
 from etymon.engine.scheduler import Scheduler, Work
 from etymon.engine.score import score
 from etymon.engine.sequence import Sequence
-from etymon.engine.source import Sources
+from etymon.engine.source import Sources, spoken
 from etymon.errors import ConfigError, RequestError
 from etymon.nn import Model, State
 
@@ -49,7 +49,7 @@ class Engine:
         self.metrics = EngineMetrics()
         self._state = _allocate(model, self.config.slots, self._door)
         behind = self._door.generates and self._door.translates
-        self._sources = Sources(model, self.config.sources) if behind else None
+        self._sources = Sources(model, self.config.sources, (self.config.languages or (None,))[0]) if behind else None
         whole = getattr(model, "infill", None) is not None  # a text that sees itself is read in one call
         chunk = self.context if whole else self.config.chunk
         self._scheduler = Scheduler(self.config.slots, chunk, pads=self._state.truncates)
@@ -191,15 +191,16 @@ class Engine:
 
     def _call(self, inputs: Tensor, state: State, sequences: list[Sequence]) -> Tensor:
         """Run the model, with the sources of sequences that have read nothing yet; return hidden states."""
+        spoken_in = "langs" if self._sources is None else "decoder_langs"
+        langs = {spoken_in: spoken(self.config.languages[1], inputs)} if self.config.languages else {}
         if self._sources is None:
-            output = self.model(inputs, state=state, logits=False)
+            output = self.model(inputs, state=state, logits=False, **langs)
         elif sequences[0].held:
-            output = self.model(decoder_input_ids=inputs, state=state, logits=False)
+            output = self.model(decoder_input_ids=inputs, state=state, logits=False, **langs)
         else:
             encoded, mask = self._sources.read([sequence.reads for sequence in sequences])
-            output = self.model(
-                attention_mask=mask, encoder_outputs=encoded, decoder_input_ids=inputs, state=state, logits=False
-            )
+            given = {"attention_mask": mask, "encoder_outputs": encoded, "decoder_input_ids": inputs}
+            output = self.model(**given, state=state, logits=False, **langs)
         hidden: Tensor = output.last_hidden_state
         return hidden
 
@@ -302,7 +303,7 @@ class Engine:
 
     def score(self, sequences: Ids[Ids[int]], starts: Ids[int], sources: Ids[Ids[int]] | None = None) -> list[Score]:
         """Return the log-likelihood of `ids[start:]` given `ids[:start]`; see `etymon.engine.score.score`."""
-        return score(self.model, sequences, starts, sources=sources)
+        return score(self.model, sequences, starts, sources=sources, languages=self.config.languages)
 
     def score_pairs(self, pairs: Ids[tuple[Ids[int] | str, Ids[int] | str]]) -> list[Score]:
         """Return the log-likelihood of each target given its source, by a decoder behind an encoder; a text ends with

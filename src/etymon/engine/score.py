@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from etymon.engine.request import Score
-from etymon.engine.source import padded
+from etymon.engine.source import padded, spoken
 from etymon.errors import RequestError
 from etymon.nn import Model
 
@@ -22,10 +22,11 @@ def score(
     starts: Sequence[int],
     *,
     sources: Sequence[Sequence[int]] | None = None,
+    languages: tuple[int, int] | None = None,
     batch_tokens: int = 4096,
 ) -> list[Score]:
     """Score `ids[start:]` given `ids[:start]` for every pair of `sequences` and `starts`, in their order; of a decoder
-    behind an encoder, given one of `sources` too.
+    behind an encoder, given one of `sources` too, in `languages` where the model knows some.
 
     Sequences of similar length run together, at most `batch_tokens` padded tokens at a time (or one sequence).
     Raises RequestError for a sequence that is longer than the context, or of which nothing remains to be scored, and
@@ -48,7 +49,7 @@ def score(
         sizes = [max(n, len(source)) for n, source in zip(sizes, sources, strict=True)]
     for batch in batches(sizes, batch_tokens):
         given = None if sources is None else [sources[i] for i in batch]
-        scores = _score_batch(model, [sequences[i] for i in batch], [starts[i] for i in batch], given)
+        scores = _score_batch(model, [sequences[i] for i in batch], [starts[i] for i in batch], given, languages)
         for i, result in zip(batch, scores, strict=True):
             results[i] = result
     return [result for result in results if result is not None]
@@ -96,14 +97,20 @@ def batches(lengths: list[int], batch_tokens: int) -> Iterator[list[int]]:
 
 
 def _score_batch(
-    model: Model, sequences: list[Sequence[int]], starts: list[int], sources: list[Sequence[int]] | None
+    model: Model,
+    sequences: list[Sequence[int]],
+    starts: list[int],
+    sources: list[Sequence[int]] | None,
+    languages: tuple[int, int] | None,
 ) -> list[Score]:
     # padding at the end is seen by nothing that is scored; the last token predicts nothing
     ids, _ = padded([tokens[:-1] for tokens in sequences], model.device)
     if sources is None:
         hidden = model(ids, logits=False).last_hidden_state
     else:
-        hidden = model(*padded(sources, model.device), decoder_input_ids=ids, logits=False).last_hidden_state
+        source, real = padded(sources, model.device)
+        langs = {"langs": spoken(languages[0], source), "decoder_langs": spoken(languages[1], ids)} if languages else {}
+        hidden = model(source, real, decoder_input_ids=ids, logits=False, **langs).last_hidden_state
     spans = list(zip(sequences, starts, strict=True))
     scored = torch.cat([hidden[row, start - 1 : len(ids) - 1] for row, (ids, start) in enumerate(spans)])
     targets = torch.tensor([token for ids, start in spans for token in ids[start:]], device=model.device)

@@ -16,8 +16,8 @@ Ids = tuple[int, ...]
 class Sources:
     """What the encoder made of the last `most` sources, by their ids: requests about one text encode it once."""
 
-    def __init__(self, model: Model, most: int) -> None:
-        self._model, self._most = model, most
+    def __init__(self, model: Model, most: int, language: int | None = None) -> None:
+        self._model, self._most, self._language = model, most, language
         self._held: OrderedDict[Ids, Tensor] = OrderedDict()
         self.encoded = 0
 
@@ -26,7 +26,8 @@ class Sources:
         missing = [source for source in dict.fromkeys(sources) if source not in self._held]
         if missing:
             self.encoded += len(missing)
-            hidden = self._model.encode(*padded(missing, self._model.device)).last_hidden_state
+            ids_BT, real = padded(missing, self._model.device)
+            hidden = self._model.encode(ids_BT, real, langs=spoken(self._language, ids_BT)).last_hidden_state
             self._held |= {ids: row[: len(ids)].clone() for ids, row in zip(missing, hidden, strict=True)}
         rows = [self._held[source] for source in sources]
         for source in sources:
@@ -43,6 +44,11 @@ def padded(sequences: Sequence[Sequence[int]], device: torch.device) -> tuple[Te
     longest = max(lengths)
     ids = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in sequences], device=device)
     return ids, _mask(lengths, device)
+
+
+def spoken(language: int | None, ids: Tensor) -> Tensor | None:
+    """Return the language of every token of `ids` [rows, time], or None where it has no name."""
+    return None if language is None else torch.full_like(ids, language)
 
 
 def _mask(lengths: Sequence[int], device: torch.device) -> Tensor:
