@@ -16,7 +16,7 @@ COMMANDS = (
     *("run", "train", "evaluate", "quantize", "convert", "serve", "chat", "generate", "embed", "report"),
     "version",
     *("data prepare", "data stats", "data show", "tokenizer train", "tokenizer encode", "tokenizer measure"),
-    *("models list", "models show", "lineage", "lineage diff"),
+    *("models list", "models show", "models compare", "lineage", "lineage diff"),
 )
 
 

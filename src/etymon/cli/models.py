@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from etymon.cli.options import Target
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.tree import Tree
 
+    from etymon.evaluate.divergence import Divergence
     from etymon.spec import ModelSpec, Stack
 
 app = typer.Typer(no_args_is_help=True, help="Families, published sizes, and what a model is made of.")
@@ -163,6 +166,77 @@ def _print_descent(console: Console, name: str, spec: ModelSpec) -> None:
         before, after = nearest(relative.specs, [spec])
         console.print(f"\n[bold]What differs from {relative.title}[/]")
         print_changes(console, changes(before, after), before, after)
+
+
+@app.command()
+def compare(
+    checkpoint: Target,
+    reference: Annotated[
+        str | None,
+        typer.Argument(help="Another run or checkpoint, or a recording (.safetensors); without one, transformers."),
+    ] = None,
+    length: Annotated[int, typer.Option(help="Tokens of the input, which are drawn at random.", min=1)] = 64,
+    tolerance: Annotated[float, typer.Option(help="The largest relative difference that is none.")] = 1e-4,
+    record: Annotated[Path | None, typer.Option(help="Write what every layer did to this file, too.")] = None,
+) -> None:
+    """Find the first layer in which two models that should be the same differ; exit code 1 if there is one.
+
+    etymon models compare some/checkpoint
+
+    etymon models compare runs/demo runs/demo/int8 --tolerance 0.05
+    """
+    import torch
+
+    import etymon
+    from etymon.evaluate import divergence
+    from etymon.hub import locate
+    from etymon.recipe.target import checkpoint_of
+
+    model, _ = etymon.load(checkpoint_of(checkpoint), dtype=torch.float32)
+    recorded = None
+    if reference is not None and reference.endswith(".safetensors"):
+        recorded, ids = divergence.read_recording(Path(reference))
+    else:
+        length = min(length, model.spec.context)
+        ids = torch.randint(model.spec.vocab, (1, length), generator=torch.Generator().manual_seed(0))
+    stream = recorded is not None and any(name.startswith(divergence.STREAM) for name in recorded)
+    ours = divergence.trace(model, ids, stream=stream)
+    if record is not None:
+        divergence.write_recording(ours, ids, record)
+        print(f"{record}: {len(ours)} places of {ids.shape[1]} tokens")
+        if reference is None:
+            return
+    if recorded is None and reference is not None:
+        other, _ = etymon.load(checkpoint_of(reference), dtype=torch.float32)
+        recorded = divergence.trace(other, ids)
+    elif recorded is None:
+        recorded = divergence.trace_transformers(locate(checkpoint_of(checkpoint)), model, ids)
+    found = divergence.compare_traces(ours, recorded, tolerance)
+    _print_divergence(found, reference or "transformers")
+    if found.first is not None:
+        raise typer.Exit(1)
+
+
+def _print_divergence(found: Divergence, reference: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    table = Table("part", "places", "largest relative difference", "")
+    for part, places in found.parts():
+        worst = max(place.error for place in places)
+        table.add_row(part, str(len(places)), f"{worst:.1e}", "same" if worst <= found.tolerance else "differs")
+    console.print(table)
+    first = found.first
+    if first is None:
+        console.print(f"The same as {reference} at all {len(found.places)} places that were compared.")
+        return
+    inside = Table("in this part", "relative difference", "")
+    for place in next(places for part, places in found.parts() if part == first.part and first in places):
+        verdict = "same" if place.error <= found.tolerance else "first" if place == first else "differs"
+        inside.add_row(place.name, f"{place.error:.1e}", verdict)
+    console.print(inside)
+    console.print(f"It differs from {reference} first at {first.name}.")
 
 
 def _state_numbers(spec: ModelSpec) -> tuple[int, int]:
