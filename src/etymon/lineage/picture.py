@@ -6,7 +6,7 @@ from html import escape
 from importlib import resources
 
 from etymon.lineage.facts import Facts
-from etymon.lineage.layout import LEAD, LEFT, Layout, layout
+from etymon.lineage.layout import LEAD, LEFT, Layout, layout, reach, text_width
 from etymon.lineage.nodes import Branch, Node, Tree
 
 NAMES: dict[Branch, str] = {
@@ -18,25 +18,48 @@ NAMES: dict[Branch, str] = {
     "mixture": "mixture of experts",
     "senses": "other senses",
 }
-STYLE = (resources.files("etymon.lineage") / "picture.css").read_text(encoding="utf-8")
+PALETTE = {  # light, dark
+    "paper": ("#fcfcfa", "#14171c"),
+    "ink": ("#1d2127", "#e8eaee"),
+    "soft": ("#69707c", "#98a0ad"),
+    "grid": ("#e4e4de", "#282d36"),
+    "band": ("#f5f5f0", "#191d23"),
+    "counts": ("#6b7280", "#a5adba"),
+    "recurrent": ("#2a8a55", "#5cc98b"),
+    "encoder": ("#a0459b", "#d98ad4"),
+    "encoder-decoder": ("#ad7410", "#e5b04c"),
+    "decoder": ("#1f6fb8", "#6db3f2"),
+    "mixture": ("#cf4338", "#f27d72"),
+    "senses": ("#5a6bd8", "#9aa6ff"),
+}
+FONT = 'Inter, "Segoe UI", "Helvetica Neue", Arial, "DejaVu Sans", sans-serif'
+SIDES = ("Recurrence", "Encoders", "Encoder and decoder", "Decoders", "Other senses")
 
 
-def picture(tree: Tree) -> str:
-    """Return the whole tree as an SVG document."""
-    return drawn(tree, layout(tree))
+def palette(theme: str) -> str:
+    """Return a theme's colours as a block of CSS."""
+    colours = " ".join(f"--{name}: {pair[theme == 'dark']};" for name, pair in PALETTE.items())
+    return f"{{ {colours} }}"
 
 
-def drawn(tree: Tree, plan: Layout) -> str:
-    """Draw a tree according to a plan."""
-    size = f'width="{plan.width:.0f}" height="{plan.height:.0f}" viewBox="0 0 {plan.width:.0f} {plan.height:.0f}"'
+def picture(tree: Tree, *, framed: bool = True) -> str:
+    """Return the whole tree as an SVG document; without its frame, for a page that has a head and colours."""
+    plan = layout(tree)
+    top = 0 if framed else 44
+    size = f'width="{plan.width:.0f}" height="{plan.height - top:.0f}"'
+    size += f' viewBox="0 {top} {plan.width:.0f} {plan.height - top:.0f}"'
+    style = (resources.files("etymon.lineage") / "picture.css").read_text(encoding="utf-8")
+    if framed:
+        dark = f"@media (prefers-color-scheme: dark) {{ svg {palette('dark')} }}"
+        style = f"svg {palette('light')}\n{dark}\nsvg {{ font-family: {FONT} }}\n{style}"
     nodes = tree.nodes.values()
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" aria-label="The lineage of language models">',
-        f"<style>{STYLE}</style>",
+        f"<style>\n{style}</style>",
         f'<rect class="paper" width="{plan.width:.0f}" height="{plan.height:.0f}"/>',
         *_bands(plan),
         *_years(plan),
-        *_head(tree),
+        *(_head(tree) if framed else ()),
         *(_edge(tree, plan, node) for node in nodes if node.parents),
         *(_node(Facts(tree, node), plan) for node in nodes),
         "</svg>",
@@ -45,10 +68,15 @@ def drawn(tree: Tree, plan: Layout) -> str:
 
 
 def _bands(plan: Layout) -> list[str]:
-    return [
-        f'<rect class="band" x="0" y="{top - 8:.1f}" width="{plan.width:.0f}" height="{bottom - top + 16:.1f}"/>'
-        for _, top, bottom in plan.bands
-    ]
+    found = []
+    for (branches, top, bottom), side in zip(plan.bands, SIDES, strict=True):
+        height = bottom - top + 16
+        found.append(f'<rect class="band" y="{top - 8:.1f}" width="{plan.width:.0f}" height="{height:.1f}"/>')
+        found.append(
+            f'<text class="side {branches[-1] if len(branches) == 2 and "counts" in branches else branches[0]}" '
+            f'x="{LEFT}" y="{bottom - 2:.1f}">{side.upper()}</text>'
+        )
+    return found
 
 
 def _years(plan: Layout) -> list[str]:
@@ -68,27 +96,26 @@ def _years(plan: Layout) -> list[str]:
 def _head(tree: Tree) -> list[str]:
     known = sum(bool(node.specs) for node in tree.nodes.values())
     under = (
-        f"{len(tree.nodes)} models, {known} of them built from specs; each name stands in the month when it appeared"
+        f"{len(tree.nodes)} models, {known} of them built from specs; every name stands in the month when it appeared."
     )
     found = [
-        f'<text class="title" x="{LEFT}" y="34">The lineage of language models</text>',
-        f'<text class="under" x="{LEFT}" y="54">{under}</text>',
+        f'<text class="title" x="{LEFT}" y="36">The lineage of language models</text>',
+        f'<text class="under" x="{LEFT}" y="58">{under}</text>',
     ]
-    x = 470.0
-    for branch, name in NAMES.items():
-        found.append(f'<g class="{branch}"><circle class="dot" cx="{x}" cy="30" r="4.5"/>')
-        found.append(f'<text class="key" x="{x + 10}" y="30">{name}</text></g>')
-        x += 34 + 6.4 * len(name)
-    x = 470.0
-    marks = {"with a spec": "dot", "without one": "dot open"}
-    for name, style in marks.items():
-        found.append(f'<g class="counts"><circle class="{style}" cx="{x}" cy="52" r="4.5"/>')
-        found.append(f'<text class="key" x="{x + 10}" y="52">{name}</text></g>')
-        x += 34 + 6.4 * len(name)
-    found.append(f'<g class="counts"><circle class="dot" cx="{x}" cy="52" r="3"/>')
-    found.append(f'<text class="key" x="{x + 10}" y="52">checkpoint of its parent</text></g>')
-    x += 190
-    found.append(f'<g class="counts">{_diamond(x, 52)}<text class="key" x="{x + 10}" y="52">way of training</text></g>')
+    dots = '<circle class="dot" cx="{x}" cy="{y}" r="4.8"/>', '<circle class="dot" cx="{x}" cy="{y}" r="3.2"/>'
+    open_dot = '<circle class="dot open" cx="{x}" cy="{y}" r="4.8"/>'
+    kinds = {"built from a spec": dots[0], "not built here": open_dot, "checkpoint of a parent's form": dots[1]}
+    kinds["way of training"] = _diamond(0, 0).replace("<path", '<path transform="translate({x} {y})"')
+    rows: list[list[tuple[str, str, str]]] = [
+        [(branch, name, dots[0]) for branch, name in NAMES.items()],
+        [("counts", name, dot) for name, dot in kinds.items()],
+    ]
+    for y, row in zip((30, 54), rows, strict=True):
+        x = 620.0
+        for branch, name, dot in row:
+            mark = dot.format(x=x, y=y)
+            found.append(f'<g class="{branch}">{mark}<text class="key" x="{x + 11}" y="{y}">{escape(name)}</text></g>')
+            x += 38 + text_width(name, 12, bold=False)
     return found
 
 
@@ -98,7 +125,7 @@ def _edge(tree: Tree, plan: Layout, node: Node) -> str:
     near = abs(_band(plan, a.y) - _band(plan, b.y)) == 0
     corner = min(7.0, abs(b.y - a.y) / 2, abs(b.x - a.x) / 2)
     if a.y == b.y:
-        path = f"M{a.x:.1f} {a.y:.1f}H{b.x:.1f}"
+        path = f"M{a.x + reach(parent) + 3:.1f} {a.y:.1f}H{b.x:.1f}"
     elif near and b.x > a.x:
         turn = corner if b.y > a.y else -corner
         path = f"M{a.x:.1f} {a.y:.1f}V{b.y - turn:.1f}q0 {turn:.1f} {corner:.1f} {turn:.1f}H{b.x:.1f}"
