@@ -1,6 +1,7 @@
 # What a newcomer types. Everything lives in .venv; nothing outside this directory is touched.
 #   make demo            the whole job in ten minutes        make demo MINUTES=2   in two
 #   make test            style, types, layers, tests         make bench            speed beside its peers
+#   make docs            the picture and tables of the lineage
 PYTHON ?= python3
 MINUTES ?= 10
 RUN ?= runs/demo
@@ -11,7 +12,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # A smaller torch, without CUDA: make setup PIP_FLAGS='--extra-index-url https://download.pytorch.org/whl/cpu'
 PIP_FLAGS ?=
 
-.PHONY: setup demo test bench clean
+.PHONY: setup demo test bench docs clean
 
 setup: $(STAMP)
 
@@ -36,6 +37,10 @@ test: setup
 
 bench: setup
 	@for file in benchmarks/*.py; do test -e "$$file" || continue; echo "── $$file"; $(BIN)/python "$$file" || exit 1; done
+
+# The generated parts of the pages: the picture and the tables of the lineage.
+docs: setup
+	$(BIN)/etymon lineage --svg docs/images/lineage.svg --markdown docs/lineage.md
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -156,7 +156,7 @@ FAMILY = Family(
         published="2021-02",
         parents=("deberta", "electra"),
         brought="far distances share vectors; v3 detects replaced tokens",
-        reference=Running(),
+        reference=Running("transformers; v3's head against its equations"),
     ),
     model_type="deberta-v2",
     architecture="DebertaV2ForMaskedLM",

@@ -35,7 +35,7 @@ FAMILY = Family(
         published="2014-06",
         parents=("lstm",),
         brought="gates like the LSTM's with one state less",
-        reference=Running("torch"),
+        reference=Running("torch's own modules, and recorded outputs of pytorch/examples"),
     ),
     model_type="gru",
     architecture="RNNModel",

@@ -36,7 +36,7 @@ FAMILY = Family(
         published="2012-09",
         parents=("rnnlm",),
         brought="memory behind gates (1997) that dropout can regularise, as a language model",
-        reference=Running("torch"),
+        reference=Running("torch's own modules, and recorded outputs of pytorch/examples"),
     ),
     model_type="lstm",
     architecture="RNNModel",

@@ -41,7 +41,7 @@ FAMILY = Family(
         published="2017-06",
         parents=("bahdanau",),
         brought="attention is all there is: every position in one parallel step",
-        reference=Running(),
+        reference=Running("transformers, and recorded outputs of torch.nn.Transformer"),
     ),
     model_type="marian",
     architecture="MarianMTModel",
