@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import consistency
 import pytest
 import torch
 from encoder_references import TOLERANCE, relative, tokens
@@ -84,10 +85,10 @@ def test_alexatm(tmp_path: Path) -> None:
         parts.append(model(**given, decoder_input_ids=chunk, state=state).logits)
         given = {}
     assert relative(torch.cat(parts, 1), io["call0.out.logits"]) < TOLERANCE
-    own = [cell for cell in state.cells if cell.keys.shape[2] == 8]
-    for layer, cell in enumerate(own):
-        assert relative(cell.keys[:, :, :7], io[f"call0.out.past_key_values.{layer}.0"]) < TOLERANCE
-        assert relative(cell.values[:, :, :7], io[f"call0.out.past_key_values.{layer}.1"]) < TOLERANCE
+    own = [cell.tensors for cell in state.cells if cell.tensors[0].shape[2] == 8]
+    for layer, (keys, values) in enumerate(own):
+        assert relative(keys[:, :, :7], io[f"call0.out.past_key_values.{layer}.0"]) < TOLERANCE
+        assert relative(values[:, :, :7], io[f"call0.out.past_key_values.{layer}.1"]) < TOLERANCE
     copies = ("token_embeddings", "decoder.embed_tokens", "lm_head", "position_ids")
     assert_saved_alike(model, weights, tmp_path, without=copies)
 
@@ -186,3 +187,38 @@ def test_the_original_transformer_is_torch_s() -> None:
     source, target = io["call0.args.0"], io["call0.args.1"]
     got = model(inputs_embeds=source, decoder_inputs_embeds=target, logits=False)
     assert relative(got.last_hidden_state, io["call0.out"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["mass", "alexatm"])
+def test_padding_packing_and_half_precision_of_translators(family: str) -> None:
+    chosen = family_named(family)
+    model = consistency.randomised(spec := chosen.spec(**chosen.tiny))
+    source, target = tokens(2, 12), tokens(2, 7, seed=2)
+
+    def run(model: Model, source: Tensor, target: Tensor, **given: Any) -> Tensor:
+        langs = {"langs": source % 2, "decoder_langs": target % 2} if spec.embed.languages else {}
+        logits = model(source, decoder_input_ids=target, **langs, **given).logits
+        assert logits is not None
+        return logits
+
+    expected = run(model, source, target)
+    for side in (slice(0, 12), slice(4, 16)):
+        padded, mask = torch.full((2, 16), 5), torch.zeros(2, 16)
+        padded[:, side], mask[:, side] = source, 1
+        positions = (torch.arange(16) - side.start).clamp(min=0)[None]
+        assert relative(run(model, padded, target, attention_mask=mask, position_ids=positions), expected) < TOLERANCE
+        assert relative(run(model, padded, target, position_ids=positions), expected) > 1e-3
+    packed = run(
+        model,
+        source.view(1, 24),
+        target.view(1, 14),
+        documents=torch.arange(2).repeat_interleave(12)[None],
+        position_ids=torch.arange(12).repeat(2)[None],
+        decoder_documents=torch.arange(2).repeat_interleave(7)[None],
+        decoder_position_ids=torch.arange(7).repeat(2)[None],
+    )
+    assert relative(packed.view(2, 7, -1), expected) < TOLERANCE
+    for dtype in (torch.bfloat16, torch.float16):
+        logits = run(consistency.randomised(spec).to(dtype), source, target)
+        assert logits.dtype == dtype
+        assert relative(logits.float(), expected) < 20 * torch.finfo(dtype).eps

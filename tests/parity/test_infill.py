@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import consistency
 import pytest
 import torch
 from encoder_references import TOLERANCE, relative, tokens
@@ -262,3 +263,15 @@ def test_a_row_that_goes_back_into_its_text_forgets_its_blank(rest: list[int]) -
     got = model(torch.tensor([rest]), sight[:, 1:], state=state).logits
     expected = model(torch.tensor([[1, *rest]]), sight).logits[:, 1:]
     assert relative(got, expected) < TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["glm", "chatglm", "glm130b"])
+def test_plain_text_decodes_packs_and_rounds_as_any_decoder_s(family: str) -> None:
+    chosen = family_named(family)
+    model = consistency.randomised(spec := chosen.spec(**chosen.tiny, begin=0))
+    consistency.check_decoding(model)
+    consistency.check_rows(model)
+    consistency.check_half_precision(spec)
+    consistency.check_packing(model)
+    if family != "glm":  # whose positions count from a row's first column
+        consistency.check_padding(model)
