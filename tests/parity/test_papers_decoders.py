@@ -1,5 +1,5 @@
 """Decoders that only papers describe: PaLM, LaMDA, GLaM, Grok-1 against their equations, which are written out here
-token by token in double precision; PaLM also against recorded outputs of another implementation."""
+token by token in double precision; PaLM and Grok-1 also against recorded outputs of other implementations."""
 
 from __future__ import annotations
 
@@ -204,6 +204,29 @@ def test_palm_as_another_implementation_computes_it() -> None:
     model.load_state_dict(ours)
     assert not any(value.any() for key, value in theirs.items() if key.endswith("beta"))
     assert relative(model(recorded["call0.args.0"]).logits, recorded["final_output"]) < TOLERANCE
+
+
+def test_grok1_as_its_published_code_computes_it() -> None:
+    """Recorded from xai-org/grok-1's model.py in fp32: width 32, 8 experts of 48, embeddings times sqrt(32)."""
+    recorded = load_file(GOLDENS / "grok-1.safetensors")
+    sizes = {"vocab": 96, "layers": 2, "hidden": 48, "experts": 8, "context": 24}
+    model = build(tiny("grok1", **sizes))
+    embedding = recorded["weights.language_model/in_out_embed.embeddings"]
+    ours = {"embed.tokens.weight": embedding, "head.linear.weight": embedding}
+    ours["decoder.final_norm.weight"] = recorded["weights.language_model/rms_norm.scale"]
+    for layer in range(2):
+        slot, theirs = f"decoder.blocks.{layer}", inside(recorded, f"weights.transformer/decoder_layer_{layer}/")
+        for norm, place in (("", "attention.pre"), ("_1", "attention.branch"), ("_2", "ffn.pre"), ("_3", "ffn.branch")):
+            ours[f"{slot}.{place}.weight"] = theirs[f"rms_norm{norm}.scale"]
+        qkv = [theirs[f"multi_head_attention/{name}.w"] for name in ("query", "key", "value")]
+        ours[f"{slot}.attention.op.qkv.weight"] = torch.cat(qkv, 1).T
+        ours[f"{slot}.attention.op.out.weight"] = theirs["multi_head_attention/linear.w"].T
+        ours[f"{slot}.ffn.op.router.weight"] = theirs["router.w"].T
+        gate_up = torch.cat([theirs["moe/linear.w"], theirs["moe/linear_v.w"]], 2)
+        ours[f"{slot}.ffn.op.experts.up.weight"] = gate_up.transpose(1, 2)
+        ours[f"{slot}.ffn.op.experts.down.weight"] = theirs["moe/linear_1.w"].transpose(1, 2)
+    model.load_state_dict(ours)
+    assert relative(model(recorded["tokens"]).logits, recorded["logits"]) < TOLERANCE
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from typing import Any
 from etymon.families import llama
 from etymon.families.descent import with_attention, with_blocks
 from etymon.families.family import Family, extends
-from etymon.families.origin import Origin, Paper
+from etymon.families.origin import Origin, Recorded
 from etymon.spec import LM, Block, Embed, Gated, ModelSpec, MoE, Sub, TopK
 
 
@@ -52,7 +52,7 @@ FAMILY = Family(
         published="2024-03",
         parents=("mixtral", "palm"),
         brought="314 billion parameters given away",
-        reference=Paper(),
+        reference=Recorded("the published JAX code"),
     ),
     build=build,
     sizes={
