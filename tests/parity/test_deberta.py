@@ -119,6 +119,17 @@ def test_nothing_is_computed_for_distances_that_do_not_occur() -> None:
     assert seen == [17]
 
 
+def test_a_mask_of_pairs_confines_as_documents_do() -> None:
+    model = build(family_named("deberta").spec(**family_named("deberta").tiny))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    documents = torch.tensor([[0] * 9 + [1] * 4 + [2] * 7])
+    seen = documents[:, :, None] == documents[:, None, :]
+    ids = tokens(1, 20)
+    assert relative(model(ids, seen).logits, model(ids, documents=documents).logits) < 1e-5
+    assert relative(model(ids, seen).logits, model(ids).logits) > 1e-3
+
+
 def test_what_is_refused() -> None:
     family, second = family_named("deberta"), family_named("deberta-v2")
     tiny = family.spec(**family.tiny)
@@ -144,3 +155,41 @@ def test_what_is_refused() -> None:
             family.read(ConfigReader(known | {key: value}, "config.json"))
     with pytest.raises(ConfigError, match="conv_groups = 2 is not supported"):
         second.read(ConfigReader(known | {"conv_groups": 2}, "config.json"))
+
+
+_BASE = {
+    "attention_probs_dropout_prob": 0.1,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "initializer_range": 0.02,
+}
+_FIRST = _BASE | {"model_type": "deberta", "max_position_embeddings": 512, "relative_attention": True}
+_FIRST |= {"pos_att_type": "c2p|p2c", "layer_norm_eps": 1e-7, "max_relative_positions": -1, "type_vocab_size": 0}
+_FIRST |= {"position_biased_input": False, "padding_idx": 0, "vocab_size": 50265}
+_SECOND = _FIRST | {"model_type": "deberta-v2", "position_buckets": 256, "norm_rel_ebd": "layer_norm"}
+_SECOND |= {"share_att_key": True, "pos_att_type": "p2c|c2p", "vocab_size": 128100, "attention_head_size": 64}
+_LONG = _BASE | {"model_type": "longformer", "attention_mode": "longformer", "ignore_attention_mask": False}
+_LONG |= {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1, "sep_token_id": 2, "gradient_checkpointing": False}
+_LONG |= {"layer_norm_eps": 1e-5, "max_position_embeddings": 4098, "type_vocab_size": 1, "vocab_size": 50265}
+
+
+@pytest.mark.parametrize(
+    ("size", "config", "width", "layers", "heads", "more"),
+    [
+        ("deberta-large", _FIRST, 1024, 24, 16, {}),
+        ("deberta-v2-xxlarge", _SECOND, 1536, 48, 24, {"conv_act": "gelu", "conv_kernel_size": 3}),
+        ("deberta-v3-small", _SECOND, 768, 6, 12, {}),
+        ("deberta-v3-large", _SECOND, 1024, 24, 16, {"pooler_dropout": 0, "pooler_hidden_size": 1024}),
+        ("longformer-base-4096", _LONG, 768, 12, 12, {"attention_window": [512] * 12}),
+    ],
+)
+def test_published_configs_are_the_sizes(
+    size: str, config: dict[str, Any], width: int, layers: int, heads: int, more: dict[str, Any]
+) -> None:
+    sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
+    reader = ConfigReader(config | sizes | {"intermediate_size": 4 * width} | more, "config.json")
+    family = family_named(config["model_type"])
+    assert family.read is not None
+    read = family.read(reader)
+    reader.finish()
+    assert dataclasses.replace(read, name=size) == family.spec(size, head=read.head)
