@@ -74,6 +74,11 @@ def test_what_a_published_size_is() -> None:
     assert "What differs from Mistral" in output and "MoE(experts 8" in output
 
 
+def test_what_a_paper_counts_otherwise_is_told_with_the_reason() -> None:
+    output = run("show", "falcon-7b")
+    assert "the paper says" in output and "7.217B, with the tied head counted again (ours -4.1%)" in output
+
+
 def test_a_gguf_file_can_be_shown(tmp_path) -> None:
     family = family_named("llama")
     spec = family.spec(**(family.tiny | {"dim": 64, "hidden": 64}))

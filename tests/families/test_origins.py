@@ -7,6 +7,8 @@ import re
 import pytest
 
 from etymon.families import Family, families
+from etymon.families.origin import parsed_count
+from etymon.nn import count
 
 
 @pytest.mark.parametrize("family", families().values(), ids=lambda f: f.name)
@@ -17,3 +19,11 @@ def test_every_family_has_an_origin(family: Family) -> None:
     assert family.name not in origin.parents
     assert 10 <= len(origin.brought) <= 90, "origin.brought: what was new, in one short line"
     assert not origin.brought.endswith(".")
+
+
+@pytest.mark.parametrize("family", families().values(), ids=lambda f: f.name)
+def test_claims_are_of_sizes_and_differ_from_what_is_there(family: Family) -> None:
+    for size, claim in family.origin.claims.items():
+        assert size in family.sizes
+        apart = count(family.spec(size)).total / parsed_count(claim) - 1
+        assert (0.01 < abs(apart) < 0.25 and ", " in claim) or "; " in claim, "a claim that agrees needs no reason"

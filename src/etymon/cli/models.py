@@ -144,9 +144,11 @@ def _published(name: str, total: int) -> Iterator[tuple[str, str]]:
         return
     if name in origin.counts:
         count = origin.counts[name]
-        apart = total / parsed_count(count) - 1
-        why = f"; {origin.counted}" if abs(apart) > 0.01 else ""
-        yield "published", f"{count:,}" if isinstance(count, int) else f"{count} (ours {apart:+.1%}{why})"
+        same = parsed_count(count) == total
+        yield "published", f"{count:,}" if same else f"{count} (ours {total / parsed_count(count) - 1:+.1%})"
+    if name in origin.claims:
+        claim = origin.claims[name]
+        yield "the paper says", f"{claim} (ours {total / parsed_count(claim) - 1:+.1%})"
     node = tree()[name]
     parents = ", ".join(tree().nodes[parent].title for parent in node.parents)
     yield "lineage", f"{node.title}, {node.published}, from {parents}"

@@ -123,6 +123,12 @@ FAMILY = Family(
         parents=("bert",),
         brought="the same weights in every layer, and small token vectors",
         reference=Running(),
+        claims={
+            "albert-base-v2": "12M, more than its code has",
+            "albert-large-v2": "18M, more than its code has",
+            "albert-xlarge-v2": "60M, more than its code has",
+            "albert-xxlarge-v2": "235M, more than its code has",
+        },
     ),
     model_type="albert",
     architecture="AlbertForMaskedLM",

@@ -239,6 +239,7 @@ FAMILY = Family(
         parents=("marian", "gpt1"),
         brought="reading both ways: masked words are predicted from left and right",
         reference=Running(),
+        claims={"bert-large-uncased": "340M, rounded"},
     ),
     model_type="bert",
     architecture="BertForMaskedLM",

@@ -69,6 +69,7 @@ FAMILY = Family(
         parents=("gptj",),
         brought="programs from a conversation of several turns",
         reference=Running(),
+        claims={"codegen-2b": "2.7B, rounded down", "codegen-6b": "6.1B, which its 33 layers exceed"},
     ),
     model_type="codegen",
     architecture="CodeGenForCausalLM",

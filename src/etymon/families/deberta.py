@@ -210,6 +210,11 @@ FAMILY = Family(
         parents=("roberta",),
         brought="content and distance meet crosswise in the scores",
         reference=Running(),
+        claims={
+            "deberta-base": "134M; how it is counted is not told",
+            "deberta-large": "390M; how it is counted is not told",
+            "deberta-xlarge": "750M, rounded",
+        },
     ),
     model_type="deberta",
     architecture="DebertaForMaskedLM",

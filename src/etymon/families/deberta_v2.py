@@ -157,6 +157,7 @@ FAMILY = Family(
         parents=("deberta", "electra"),
         brought="far distances share vectors; v3 detects replaced tokens",
         reference=Running("transformers; v3's head against its equations"),
+        claims={"deberta-v2-xlarge": "900M, rounded", "deberta-v2-xxlarge": "1.5B, rounded"},
     ),
     model_type="deberta-v2",
     architecture="DebertaV2ForMaskedLM",

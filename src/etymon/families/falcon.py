@@ -179,6 +179,10 @@ FAMILY = Family(
         parents=("gpt3", "palm"),
         brought="the web alone is enough, if it is filtered well",
         reference=Running(),
+        claims={
+            "falcon-7b": "7.217B, with the tied head counted again",
+            "falcon-40b": "41.84B, with the tied head counted again",
+        },
     ),
     model_type="falcon",
     older_types=("RefinedWebModel", "RefinedWeb"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -35,8 +36,8 @@ class Origin:
     `published` is the month ("2023-02") in which it became public, by a paper, weights or words, whichever came first.
     `parents` are names of nodes of the lineage, families or others; the computed difference is that from the first.
     `brought` is what was new in it, in one short line for people: no sizes, and nothing that the difference shows.
-    `counts` are the published numbers of parameters of its sizes, exact ones of checkpoints or rounded ("6.7B");
-    `counted` says why those that are not within a hundredth of ours are not.
+    `counts` are the numbers of parameters of its published sizes, exact ones of checkpoints or rounded ones of papers
+    and reference classes ("6.7B"); `claims` are numbers that a paper gives and that are others, with the reason.
     """
 
     published: str
@@ -44,14 +45,16 @@ class Origin:
     brought: str
     reference: Reference
     counts: Mapping[str, int | str] = field(default_factory=dict)
-    counted: str = ""
+    claims: Mapping[str, str] = field(default_factory=dict)
 
 
 UNTOLD = Origin(published="", parents=(), brought="", reference=Paper())
 
 
 def parsed_count(count: int | str) -> float:
-    """Return a published number of parameters as a number: 6.7e9 of "6.7B"."""
+    """Return a published number of parameters as a number: 6.7e9 of "6.7B", or of "6.7B, which …"."""
     if isinstance(count, int):
         return count
-    return float(count[:-1]) * {"M": 1e6, "B": 1e9, "T": 1e12}[count[-1]]
+    number = re.match(r"([\d.]+)([MBT])", count)
+    assert number is not None, count
+    return float(number[1]) * {"M": 1e6, "B": 1e9, "T": 1e12}[number[2]]

@@ -197,6 +197,7 @@ FAMILY = Family(
         parents=("marian",),
         brought="every task is text to text; relative positions as a bias",
         reference=Running(),
+        claims={"t5-large": "770M; how it is counted is not told"},
     ),
     model_type="t5",
     architecture="T5ForConditionalGeneration",

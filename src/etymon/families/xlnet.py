@@ -165,6 +165,10 @@ FAMILY = Family(
         parents=("bert", "transformer_xl"),
         brought="prediction in any order, by a second stream that sees no token it predicts",
         reference=Running(),
+        claims={
+            "xlnet-base-cased": "110M, without the projections of distances",
+            "xlnet-large-cased": "340M, as for BERT: without the projections of distances",
+        },
     ),
     model_type="xlnet",
     architecture="XLNetLMHeadModel",
