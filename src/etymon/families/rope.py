@@ -62,10 +62,8 @@ def read_rope(reader: ConfigReader, *, dim: int, context: int, base: float = 100
                 truncate=parameters.take("truncate", bool, True),
             )
         case "dynamic":
-            scaling = DynamicScaling(
-                factor=parameters.take("factor", float),
-                original_context=parameters.take("original_max_position_embeddings", int, context),
-            )
+            parameters.take("original_max_position_embeddings", int, None)  # the reference counts from the context
+            scaling = DynamicScaling(factor=parameters.take("factor", float), original_context=context)
         case "longrope" | "su":
             scaling = _read_longrope(reader, parameters, context)
         case _:
@@ -116,9 +114,8 @@ def write_rope(rope: Rope, head_dim: int | None = None) -> dict[str, Any]:
                 "high_freq_factor": s.high_freq_factor,
                 "original_max_position_embeddings": s.original_context,
             }
-        case DynamicScaling() as s:
-            original = {"original_max_position_embeddings": s.original_context}
-            return common | {"rope_type": "dynamic", "factor": s.factor} | original
+        case DynamicScaling(factor=factor):
+            return common | {"rope_type": "dynamic", "factor": factor}
         case DoublingScaling():
             raise ConfigError("rotary positions that stretch in doublings belong to Qwen's own config only")
         case LongRopeScaling() as s:

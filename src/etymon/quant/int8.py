@@ -9,7 +9,6 @@ embeddings stay as they are; a head that was tied to the embedding gets int8 row
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -197,44 +196,3 @@ def apply_int8(model: Model) -> Model:
 def is_quantized(model: Model) -> bool:
     """Return whether the model's matrices are int8."""
     return any(isinstance(module, Int8Linear | Int8ExpertLinear) for module in model.modules())
-
-
-def weight_bytes(model: Model) -> int:
-    """Return the memory of all weights, those that are shared counted once."""
-    tensors = {tensor.data_ptr(): tensor.nbytes for tensor in model.state_dict().values()}
-    return sum(tensors.values())
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How far a quantised model's logits are from the original's, over all positions that were compared.
-
-    `max_logit` and `mean_logit` are absolute differences, `kl` is the mean KL divergence (nats) of the original's
-    distribution from the quantised one's, `agreement` the share of positions with the same most probable token.
-    """
-
-    positions: int
-    max_logit: float
-    mean_logit: float
-    kl: float
-    agreement: float
-    bytes_before: int
-    bytes_after: int
-
-
-@torch.inference_mode()
-def drift(original: Model, quantized: Model, sequences: list[list[int]]) -> Drift:
-    """Run both models over `sequences` of ids (each at most the context) and compare their logits."""
-    positions, worst, total, kl, same = 0, 0.0, 0.0, 0.0, 0
-    for ids in sequences:
-        a, b = (model(torch.tensor([ids], device=model.device)).logits[0].float() for model in (original, quantized))
-        difference = (a - b).abs()
-        worst = max(worst, float(difference.max()))
-        total += float(difference.mean(1).sum(dtype=torch.float64))
-        kl += float(F.kl_div(b.log_softmax(-1), a.log_softmax(-1), reduction="sum", log_target=True))
-        same += int((a.argmax(-1) == b.argmax(-1)).sum())
-        positions += len(ids)
-    if not positions:
-        raise ConfigError("int8: comparing two models needs at least one sequence of ids")
-    sizes = weight_bytes(original), weight_bytes(quantized)
-    return Drift(positions, worst, total / positions, kl / positions, same / positions, *sizes)
