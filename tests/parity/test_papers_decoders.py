@@ -183,6 +183,16 @@ def test_the_model_owes_itself(named: Any) -> None:
     consistency.check_rows(model)
     consistency.check_padding(model)
     consistency.check_packing(model)
+    consistency.check_half_precision(model.spec)
+
+
+def test_megatron_turing_is_a_gpt2() -> None:
+    """Its graph is the one that is compared with the reference as GPT-2."""
+    family = family_named("gpt2")
+    dimensions = family.tiny | {"context": 64}
+    theirs = family.spec(**dimensions)
+    ours = family_named("megatron_turing").spec(**dimensions)
+    assert dataclasses.replace(ours, name=theirs.name, family="gpt2") == theirs
 
 
 def test_palm_as_another_implementation_computes_it() -> None:
