@@ -30,7 +30,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     reader.expect("quantization_bit", 0)
     reader.expect("pre_seq_len", None)
     reader.expect("prefix_projection", False)
-    sizes = glm130b.read_sizes(reader)
+    sizes = glm130b.KEYS.read(reader)
     first = 150000 if sizes["vocab"] == 150528 else 130000  # the special ids of either release
     gmask = reader.take("gmask_token_id", int, first + 1)
     mask = reader.take("mask_token_id", int, first)
@@ -44,7 +44,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     assert isinstance(rule, Infill)
     ids = dict(zip(("gmask_token_id", "mask_token_id"), rule.blanks, strict=False))
     begin = {} if rule.begin is None else {"bos_token_id": rule.begin}
-    config = glm130b.write_sizes(spec) | ids | begin
+    config = glm130b.KEYS.write(spec) | ids | begin
     return config | {"position_encoding_2d": True, "tie_word_embeddings": spec.tied}
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from etymon.errors import ConfigError
 from etymon.families.family import Family
+from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -51,46 +52,33 @@ def build(
     )
 
 
+KEYS = Keys(
+    vocab="vocab_size",
+    dim="hidden_size",
+    layers="num_layers",
+    heads="num_attention_heads",
+    context="max_sequence_length",
+)
+
+
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "glm" that has the key "block_position_encoding"."""
     reader.expect("block_position_encoding", True)
     reader.expect("relative_encoding", False)
     reader.expect("attention_scale", 1.0)
-    for key in ("checkpoint_activations", "checkpoint_num_layers", "parallel_output", "output_predict", "pool_token"):
-        reader.take(key, object, None)  # of training, of model parallelism, and a head that this model does not have
-    for key in (
-        "spell_length",
-        "spell_func",
-        "attention_dropout_prob",
-        "embedding_dropout_prob",
-        "output_dropout_prob",
-    ):
-        reader.take(key, object, None)
-    return build(
-        vocab=reader.take("vocab_size", int),
-        dim=reader.take("hidden_size", int),
-        layers=reader.take("num_layers", int),
-        heads=reader.take("num_attention_heads", int),
-        context=reader.take("max_sequence_length", int),
-        begin=reader.take("sop_token_id", int, None),
-        blanks=tuple(reader.take("blank_token_ids", list, [])),
-    )
+    reader.skip("checkpoint_activations", "checkpoint_num_layers", "parallel_output")  # of training and its machines
+    reader.skip(*(f"{part}_dropout_prob" for part in ("attention", "embedding", "output")))
+    reader.skip("output_predict", "pool_token", "spell_length", "spell_func")  # of heads that this model does not have
+    begin, blanks = reader.take("sop_token_id", int, None), reader.take("blank_token_ids", list, [])
+    return build(**KEYS.read(reader), begin=begin, blanks=tuple(blanks))
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made; ours are the ids that published ones do not name."""
-    attention, rule = spec.trunk.blocks[0].subs[0].op, spec.trunk.visibility
-    assert isinstance(attention, Attention) and isinstance(rule, Infill)
+    rule = spec.trunk.visibility
+    assert isinstance(rule, Infill)
     ids = {"sop_token_id": rule.begin, "blank_token_ids": list(rule.blanks)} if rule.begin is not None else {}
-    return ids | {
-        "vocab_size": spec.vocab,
-        "hidden_size": spec.dim,
-        "num_layers": spec.trunk.depth,
-        "num_attention_heads": attention.heads,
-        "max_sequence_length": spec.context,
-        "block_position_encoding": True,
-        "attention_scale": 1.0,
-    }
+    return KEYS.write(spec) | ids | {"block_position_encoding": True, "attention_scale": 1.0}
 
 
 LAYER: Names = {

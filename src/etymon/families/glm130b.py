@@ -12,6 +12,7 @@ from typing import Any
 
 from etymon.errors import ConfigError
 from etymon.families.family import Family
+from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Operation, Regroup, Rule, affine
@@ -69,41 +70,22 @@ def build(
     )
 
 
-def read_sizes(reader: ConfigReader) -> dict[str, Any]:
-    """Read the dimensions that GLM-130B and ChatGLM-6B name alike, as arguments of `build`."""
-    return {
-        "vocab": reader.take("vocab_size", int),
-        "dim": reader.take("hidden_size", int),
-        "layers": reader.take("num_layers", int),
-        "heads": reader.take("num_attention_heads", int),
-        "hidden": reader.take("inner_hidden_size", int),
-        "context": reader.take("max_sequence_length", int, 2048),
-        "eps": reader.take("layernorm_epsilon", float, 1e-5),
-    }
+KEYS = Keys(
+    vocab="vocab_size",
+    dim="hidden_size",
+    layers="num_layers",
+    heads="num_attention_heads",
+    hidden="inner_hidden_size",
+    context=("max_sequence_length", 2048),
+    eps=("layernorm_epsilon", 1e-5),
+)
 
 
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a model's configuration, with "model_type": "glm130b"."""
-    for key in ("model_class", "tokenizer_type", "model_parallel_size"):
-        reader.take(key, object, None)
+    reader.skip("model_class", "tokenizer_type", "model_parallel_size")
     begin, blank = reader.take("sop_token_id", int, None), reader.take("mask_token_id", int, None)
-    return build(**read_sizes(reader), begin=begin, blanks=() if blank is None else (blank,))
-
-
-def write_sizes(spec: ModelSpec) -> dict[str, Any]:
-    """Write what `read_sizes` reads."""
-    attention, ffn = (sub.op for sub in spec.trunk.blocks[0].subs)
-    norm = spec.embed.norm
-    assert isinstance(attention, Attention) and isinstance(ffn, Dense | Gated) and norm is not None
-    return {
-        "vocab_size": spec.vocab,
-        "hidden_size": spec.dim,
-        "num_layers": spec.trunk.depth,
-        "num_attention_heads": attention.heads,
-        "inner_hidden_size": ffn.hidden,
-        "max_sequence_length": spec.context,
-        "layernorm_epsilon": norm.eps,
-    }
+    return build(**KEYS.read(reader), begin=begin, blanks=() if blank is None else (blank,))
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
@@ -111,7 +93,7 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     rule = spec.trunk.visibility
     assert isinstance(rule, Infill)
     ids = {"sop_token_id": rule.begin, "mask_token_id": rule.blanks[0] if rule.blanks else None}
-    return write_sizes(spec) | {key: value for key, value in ids.items() if value is not None}
+    return KEYS.write(spec) | {key: value for key, value in ids.items() if value is not None}
 
 
 def stack_weights(spec: ModelSpec, qkv: tuple[Operation, ...] = ()) -> Iterator[Rule]:

@@ -12,15 +12,14 @@ from typing import Any
 
 from etymon.families import bert
 from etymon.families.family import Family
+from etymon.families.keys import Keys, feed_forward
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
 from etymon.families.weights import Rule
 from etymon.spec import (
     LM,
-    Attention,
     Bidirectional,
-    Dense,
     Embed,
     Head,
     Hidden,
@@ -61,25 +60,28 @@ def build(
     )
 
 
+KEYS = Keys(
+    dim="emb_dim",
+    layers="n_layers",
+    heads="n_heads",
+    context=("max_position_embeddings", 512),
+    eps=("layer_norm_eps", 1e-12),
+)
+
+
 def read_sizes(reader: ConfigReader) -> dict[str, Any]:
     """Read the dimensions that XLM and MASS have in common, as `build` names them.
 
     Raises ConfigError for an adaptive softmax, which is not supported.
     """
     reader.expect("asm", False)
-    for key in ("asm_cutoffs", "asm_div_value", "embed_init_std", "unk_index", "mask_index", "bos_index", "eos_index"):
-        reader.take(key, object, None)  # of the adaptive softmax, of training, and ids that the tokenizer knows
-    for key in ("pad_index", "mask_token_id", "lang_id", "id2lang", "lang2id", "sinusoidal_embeddings"):
-        reader.take(key, object, None)
+    reader.skip("asm_cutoffs", "asm_div_value", "embed_init_std", "sinusoidal_embeddings")
+    reader.skip("unk_index", "mask_index", "bos_index", "eos_index", "pad_index", "mask_token_id")  # the tokenizer's
+    reader.skip("lang_id", "id2lang", "lang2id")
     languages = reader.take("n_langs", int, 1)
-    return {
+    return KEYS.read(reader) | {
         "vocab": reader.take("n_words", int, None) or reader.take("vocab_size", int),
-        "dim": reader.take("emb_dim", int),
-        "layers": reader.take("n_layers", int),
-        "heads": reader.take("n_heads", int),
         "languages": languages if reader.take("use_lang_emb", bool, True) and languages > 1 else 0,
-        "context": reader.take("max_position_embeddings", int, 512),
-        "eps": reader.take("layer_norm_eps", float, 1e-12),
         "activation": "gelu" if reader.take("gelu_activation", bool, True) else "relu",
     }
 
@@ -88,10 +90,8 @@ def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "xlm"."""
     architecture, _ = bert.read_architecture(reader, ("XLMWithLMHeadModel", "XLMModel"))
     reader.expect("is_encoder", True)
-    for key in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout"):
-        reader.take(f"summary_{key}", object, None)  # of heads that these models do not have
-    for key in ("start_n_top", "end_n_top"):
-        reader.take(key, object, None)
+    reader.skip(*(f"summary_{x}" for x in ("type", "use_proj", "activation", "proj_to_labels", "first_dropout")))
+    reader.skip("start_n_top", "end_n_top")  # of heads that these models do not have
     tied, causal = reader.take("tie_word_embeddings", bool, True), reader.take("causal", bool, False)
     head = Hidden() if architecture == "XLMModel" else None
     return build(**read_sizes(reader), causal=causal, tied=tied, head=head)
@@ -99,19 +99,11 @@ def read(reader: ConfigReader) -> ModelSpec:
 
 def write_sizes(spec: ModelSpec) -> dict[str, Any]:
     """Write what `read_sizes` reads."""
-    attention, ffn = (spec.trunk.blocks[0].subs[i].op for i in (0, -1))
-    norm = spec.embed.norm
-    assert isinstance(attention, Attention) and isinstance(ffn, Dense) and norm is not None
-    return {
+    return KEYS.write(spec) | {
         "vocab_size": spec.vocab,
-        "emb_dim": spec.dim,
-        "n_layers": spec.trunk.depth,
-        "n_heads": attention.heads,
         "n_langs": spec.embed.languages or 1,
         "use_lang_emb": spec.embed.languages > 0,
-        "max_position_embeddings": spec.context,
-        "layer_norm_eps": norm.eps,
-        "gelu_activation": ffn.activation == "gelu",
+        "gelu_activation": feed_forward(spec).activation == "gelu",
         "sinusoidal_embeddings": False,
         "asm": False,
     }

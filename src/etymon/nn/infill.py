@@ -42,18 +42,13 @@ class Infill:
         begins = torch.where(begins < columns[:, 0], begins, none)
         reading = begins < 0
         stands = torch.where(reading & (stands >= columns[:, 0]), none, stands)
-        if separators is not None:
-            start = separators.to(columns)
-        elif layout.blocks is not None:
-            start = _first(layout.blocks > 0, columns)
-        else:
-            start = none if ids is None or self.begin is None else _first(ids == self.begin, columns)
+        start = separators.to(columns) if separators is not None else self._start(layout, ids, columns)
         for blank in reversed(self.blanks):
             place = none if ids is None else _first(ids == blank, columns)
             stands = torch.where(reading & (place >= 0) & ((start < 0) | (place < start)), place, stands)
         begins = torch.where(reading, start, begins)
         if layout.blocks is None:
-            layout.blocks = torch.where(begins >= 0, (columns - begins[:, None] + 1).clamp(min=0).T, 0).T
+            layout.blocks = torch.where(begins[:, None] < 0, 0, (columns - begins[:, None] + 1).clamp(min=0))
             if not layout.positions_given:
                 filled = (layout.blocks > 0) & (stands >= 0)[:, None]
                 layout.positions = torch.where(filled, stands[:, None], columns)
@@ -61,13 +56,25 @@ class Infill:
             last, filling = layout.blocks[:, -1], layout.blocks[:, -1] > 0
             begins = torch.where(filling, columns[:, -1] - last + 1, none)
             stands = torch.where(filling, layout.positions[:, -1], none)
-        context = torch.where(reading, start, none).clamp(min=0)
-        if layout.time > 1 and layout.seen is None and bool((context > 0).any()):
-            if layout.documents is not None:
-                raise DataError("a text with a blank among packed documents: pass attention_mask [batch, time, time]")
-            layout.context = context
         if isinstance(cell, Filling):
             cell.write(begins, stands)
+        _show(layout, torch.where(reading, start, none).clamp(min=0))
+
+    def _start(self, layout: Layout, ids: Tensor | None, columns: Tensor) -> Tensor:
+        """Return the column [batch] at which each row's first filling begins in this call, -1 where none does."""
+        if layout.blocks is not None:
+            return _first(layout.blocks > 0, columns)
+        if ids is None or self.begin is None:
+            return columns.new_full((layout.batch,), -1)
+        return _first(ids == self.begin, columns)
+
+
+def _show(layout: Layout, context: Tensor) -> None:
+    """Let every token of the call see the first `context` [batch] columns."""
+    if layout.time > 1 and layout.seen is None and bool((context > 0).any()):
+        if layout.documents is not None:
+            raise DataError("a text with a blank among packed documents: pass attention_mask [batch, time, time]")
+        layout.context = context
 
 
 def _first(hits: Tensor, columns: Tensor) -> Tensor:
