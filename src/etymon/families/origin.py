@@ -33,7 +33,8 @@ Reference = Running | Recorded | Paper
 class Origin:
     """A family's place in the lineage.
 
-    `published` is the month ("2023-02") in which it became public, by a paper, weights or words, whichever came first.
+    `published` is the month ("2023-02") of its paper or its weights, whichever came first; of its announcement where
+    there is neither, or where a child came before both.
     `parents` are names of nodes of the lineage, families or others; the computed difference is that from the first.
     `brought` is what was new in it, in one short line for people: no sizes, and nothing that the difference shows.
     `counts` are the numbers of parameters of its published sizes, exact ones of checkpoints or rounded ones of papers

@@ -94,17 +94,15 @@ def _years(plan: Layout) -> list[str]:
 
 
 def _head(tree: Tree) -> list[str]:
-    known = sum(bool(node.specs) for node in tree.nodes.values())
-    under = (
-        f"{len(tree.nodes)} models, {known} of them built from specs; every name stands in the month when it appeared."
-    )
+    known = sum(bool(node.specs or node.file) for node in tree.nodes.values())
+    under = f"{len(tree.nodes)} models, {known} of them built here; every name stands in the month when it appeared."
     found = [
         f'<text class="title" x="{LEFT}" y="36">The lineage of language models</text>',
         f'<text class="under" x="{LEFT}" y="58">{under}</text>',
     ]
     dots = '<circle class="dot" cx="{x}" cy="{y}" r="4.8"/>', '<circle class="dot" cx="{x}" cy="{y}" r="3.2"/>'
     open_dot = '<circle class="dot open" cx="{x}" cy="{y}" r="4.8"/>'
-    kinds = {"built from a spec": dots[0], "not built here": open_dot, "checkpoint of a parent's form": dots[1]}
+    kinds = {"built here": dots[0], "not built here": open_dot, "checkpoint of a parent's form": dots[1]}
     kinds["way of training"] = _diamond(0, 0).replace("<path", '<path transform="translate({x} {y})"')
     rows: list[list[tuple[str, str, str]]] = [
         [(branch, name, dots[0]) for branch, name in NAMES.items()],
@@ -122,10 +120,12 @@ def _head(tree: Tree) -> list[str]:
 def _edge(tree: Tree, plan: Layout, node: Node) -> str:
     parent = tree.nodes[node.parents[0]]
     a, b = plan.places[parent.name], plan.places[node.name]
-    near = abs(_band(plan, a.y) - _band(plan, b.y)) == 0
+    near = _band(plan, a.y) == _band(plan, b.y)
     corner = min(7.0, abs(b.y - a.y) / 2, abs(b.x - a.x) / 2)
     if a.y == b.y:
         path = f"M{a.x + reach(parent) + 3:.1f} {a.y:.1f}H{b.x:.1f}"
+    elif near and b.x == a.x:
+        path = f"M{a.x:.1f} {a.y:.1f}V{b.y:.1f}"
     elif near and b.x > a.x:
         turn = corner if b.y > a.y else -corner
         path = f"M{a.x:.1f} {a.y:.1f}V{b.y - turn:.1f}q0 {turn:.1f} {corner:.1f} {turn:.1f}H{b.x:.1f}"
@@ -146,7 +146,7 @@ def _node(facts: Facts, plan: Layout) -> str:
         dot = _diamond(place.x, place.y)
     else:
         radius = 4.8 if node.kind == "architecture" else 3.2
-        style = "dot" if node.specs or node.kind == "checkpoint" else "dot open"
+        style = "dot" if node.file or node.specs or node.kind == "checkpoint" else "dot open"
         dot = f'<circle class="{style}" cx="{place.x:.1f}" cy="{place.y:.1f}" r="{radius}"/>'
     told = facts.news or node.brought
     return (
