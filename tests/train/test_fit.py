@@ -93,7 +93,7 @@ def test_the_last_checkpoints_are_kept(tmp_path):
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-000006", "step-000007"]
 
 
-class Exploding:
+class Exploding(CausalLM):
     """Its loss becomes nan at one batch."""
 
     name = "exploding"

@@ -1,12 +1,13 @@
 """From documents and conversations to batches: readers, normalisation, dedup, token shards, loaders, built-in data."""
 
-from etymon.data.batch import IGNORED, Batch, Loader
+from etymon.data.batch import IGNORED, Batch, Examples, Loader, PairBatch, make_pairs, padded
 from etymon.data.builtin import Function, functions
 from etymon.data.conversation import Conversation, sample, write_conversations
 from etymon.data.conversations import ConversationFiles, ConversationSource, read_conversations
 from etymon.data.documents import Document, Split, held_out, normalise
 from etymon.data.loader import PretrainLoader
 from etymon.data.packing import ConversationLoader, PackingReport
+from etymon.data.pairs import PairLoader
 from etymon.data.permutation import Permutation
 from etymon.data.prepare import DocumentsConfig, DocumentSet, prepare_documents
 from etymon.data.questions import BuiltinConversations, builtin_conversations
@@ -29,10 +30,13 @@ __all__ = [
     "Document",
     "DocumentSet",
     "DocumentsConfig",
+    "Examples",
     "FilesSource",
     "Function",
     "Loader",
     "PackingReport",
+    "PairBatch",
+    "PairLoader",
     "Permutation",
     "PretrainLoader",
     "Problem",
@@ -42,7 +46,9 @@ __all__ = [
     "builtin_conversations",
     "functions",
     "held_out",
+    "make_pairs",
     "normalise",
+    "padded",
     "prepare_documents",
     "problems",
     "read_conversations",

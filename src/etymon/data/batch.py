@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -15,41 +16,52 @@ IGNORED = -100
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Four int64 tensors of shape `[batch, time]`.
+class Examples:
+    """Tensors whose first dimension is the rows of a batch; objectives add to these two what their models read.
 
-    `targets[b, t]` is the id that position `t` must predict, -100 where nothing is trained. `documents[b, t]`
-    numbers the document of the token within its row from 0; attention stays inside a document.
-    `position_ids` counts from 0 in each document of a row.
+    `targets` are the ids to be predicted, -100 where nothing is trained; where they stand is the objective's matter.
     """
 
     input_ids: Tensor
     targets: Tensor
-    position_ids: Tensor
-    documents: Tensor
 
     @cached_property
     def trained(self) -> int:
         """How many tokens are trained: targets that are not -100."""
         return int((self.targets != IGNORED).sum())
 
-    def rows(self, start: int, stop: int) -> Batch:
+    def rows(self, start: int, stop: int) -> Self:
         """Return the rows `start` to `stop` (views), such as one micro-batch."""
-        return Batch(
-            self.input_ids[start:stop],
-            self.targets[start:stop],
-            self.position_ids[start:stop],
-            self.documents[start:stop],
-        )
+        return self._each(lambda tensor: tensor[start:stop])
 
-    def to(self, device: torch.device | str) -> Batch:
+    def to(self, device: torch.device | str) -> Self:
         """Return the batch on `device`."""
-        return Batch(
-            self.input_ids.to(device, non_blocking=True),
-            self.targets.to(device, non_blocking=True),
-            self.position_ids.to(device, non_blocking=True),
-            self.documents.to(device, non_blocking=True),
-        )
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return replace(self, **{field.name: change(getattr(self, field.name)) for field in fields(self)})
+
+
+@dataclass(frozen=True)
+class Batch(Examples):
+    """Four int64 tensors of shape `[batch, time]`: text that is read from left to right.
+
+    `targets[b, t]` is the id that position `t` must predict, -100 where nothing is trained. `documents[b, t]`
+    numbers the document of the token within its row from 0; attention stays inside a document.
+    `position_ids` counts from 0 in each document of a row.
+    """
+
+    position_ids: Tensor
+    documents: Tensor
+
+
+@dataclass(frozen=True)
+class PairBatch(Examples):
+    """Sources `input_ids` [batch, source time] with their `attention_mask`, and what a decoder reads behind them,
+    `decoder_input_ids` [batch, time], each to predict `targets` [batch, time]."""
+
+    attention_mask: Tensor
+    decoder_input_ids: Tensor
 
 
 class Loader(Protocol):
@@ -75,7 +87,7 @@ class Loader(Protocol):
     def fingerprint(self) -> str:
         """A hash of everything that decides the batches."""
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int) -> Examples:
         """Return the whole global batch of `step`, counted from 0."""
 
 
@@ -94,3 +106,23 @@ def make_batch(ids: NDArray[Any], targets: NDArray[Any], starts: NDArray[np.bool
         torch.from_numpy(positions),
         torch.from_numpy(documents),
     )
+
+
+def make_pairs(sources: Sequence[Sequence[int]], read: Sequence[Sequence[int]], targets: Sequence[Any]) -> PairBatch:
+    """Make a batch of sources, what the decoder reads, and its targets, each padded at its end by 0 or -100."""
+    lengths = np.array([len(ids) for ids in sources])
+    mask = np.arange(lengths.max()) < lengths[:, None]
+    return PairBatch(
+        input_ids=torch.from_numpy(padded(sources, 0)),
+        targets=torch.from_numpy(padded(targets, IGNORED)),
+        attention_mask=torch.from_numpy(mask.astype(np.int64)),
+        decoder_input_ids=torch.from_numpy(padded(read, 0)),
+    )
+
+
+def padded(rows: Sequence[Sequence[int]], filler: int) -> NDArray[np.int64]:
+    """Return [rows, longest] with `filler` behind the shorter ones."""
+    result = np.full((len(rows), max(map(len, rows))), filler, dtype=np.int64)
+    for row, ids in zip(result, rows, strict=True):
+        row[: len(ids)] = ids
+    return result

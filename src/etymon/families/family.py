@@ -42,7 +42,8 @@ class Family:
     parts that this model does without; `copies` may be there but must equal the token embedding; `renamed` replaces
     patterns in older names. A family that was never published has no format; one published as another family's
     (Galactica as OPT) has no `read`. `origin` is its place in the lineage; `sign` is a key of its configs that tells
-    them from others of `model_type`.
+    them from others of `model_type`. `objective` is what it is pretrained by (None: what follows from its stacks, see
+    `etymon.objectives.choice`).
     """
 
     name: str
@@ -64,6 +65,7 @@ class Family:
     skipped: tuple[str, ...] = field(default=())
     copies: tuple[str, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
+    objective: str | None = None
 
     def spec(self, size: str | None = None, **dimensions: Any) -> ModelSpec:
         """Return the spec of a published size, of free dimensions, or of a size with some of them changed.

@@ -52,6 +52,7 @@ FAMILY = Family(
         "transformer-big": _V | {"dim": 1024, "layers": 6, "heads": 16, "scale": 32.0},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
+    objective="seq2seq",
     read=read,
     write=write,
     weights=bart.weights,

@@ -28,6 +28,7 @@ FAMILY = Family(
     build=partial(t5.build, family="mt5"),
     sizes={f"mt5-{size}": _MT5 | dimensions for size, dimensions in t5.V1_1.items()},
     tiny=t5.FAMILY.tiny | {"feed_forward": "gated-gelu", "tied": False},
+    objective="span_corruption",
     read=partial(t5.read, family="mt5", tied=False),
     write=t5.write,
     weights=t5.weights,

@@ -222,6 +222,7 @@ FAMILY = Family(
         },
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "head_dim": 8, "hidden": 48, "context": 64},
+    objective="span_corruption",
     read=read,
     write=write,
     weights=weights,

@@ -1,6 +1,25 @@
 """What one training step optimises: collated batch in, summed loss out."""
 
+from etymon.objectives.choice import OBJECTIVES, choose_objective, control_tokens, objective_name
 from etymon.objectives.clm import CausalLM
-from etymon.objectives.objective import Objective
+from etymon.objectives.denoising import Denoising
+from etymon.objectives.mlm import MaskedLM
+from etymon.objectives.objective import Collated, Objective
+from etymon.objectives.pairs import Pairs
+from etymon.objectives.rtd import ReplacedTokens
+from etymon.objectives.spans import SpanCorruption
 
-__all__ = ["CausalLM", "Objective"]
+__all__ = [
+    "OBJECTIVES",
+    "CausalLM",
+    "Collated",
+    "Denoising",
+    "MaskedLM",
+    "Objective",
+    "Pairs",
+    "ReplacedTokens",
+    "SpanCorruption",
+    "choose_objective",
+    "control_tokens",
+    "objective_name",
+]

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Self
+
 from torch import Tensor
 
 from etymon.data import Batch
+from etymon.errors import ConfigError
 from etymon.nn import Model
+from etymon.objectives.objective import Objective
+from etymon.spec import LM, ModelSpec
+from etymon.text import Tokenizer
 
 
-class CausalLM:
+class CausalLM(Objective):
     """Negative log-likelihood of `batch.targets` (Bengio et al. 2003 in its decoder-only form, Radford et al. 2018).
 
     Pretraining and supervised fine-tuning are the same objective: they differ in which targets are -100.
     """
 
-    name = "clm"
+    name: ClassVar[str] = "clm"
+
+    @classmethod
+    def of(cls, spec: ModelSpec, tokenizer: Tokenizer) -> Self:
+        """Raises ConfigError for a model that is not a decoder alone."""
+        if spec.encoder is not None or not isinstance(spec.head, LM):
+            raise ConfigError(f"objective clm: {spec.name} does not predict each token from those before it")
+        return cls()
 
     def loss(self, model: Model, batch: Batch) -> Tensor:
         """Return the summed negative log-likelihood in nats, a fp32 scalar. `batch` fields are [batch, time]."""

@@ -103,7 +103,7 @@ class Tokenizer:
         Raises TokenizerError for an empty corpus, a `vocab_size` below 256 + the special tokens, or invalid text.
         """
         data, trained_on = train_bpe(texts, vocab_size, special_tokens, progress, max_bytes)
-        named = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
+        named = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>", "mask_token": "<|mask|>"}
         settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
         settings |= {key: token for key, token in named.items() if token in special_tokens}
         settings["clean_up_tokenization_spaces"] = False

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from etymon.nn import Model
 from etymon.text import Tokenizer
 from etymon.train.hardware import Precision
 from etymon.train.optimizers import load_optimizer_tensors, optimizer_tensors
+from etymon.train.together import together
 
 OPTIMIZER, RECORD = "optimizer.safetensors", "trainer.json"
 
@@ -81,17 +83,24 @@ def write_checkpoint(
     optimizers: Sequence[torch.optim.Optimizer],
     *,
     keep: int,
+    companions: Mapping[str, Model] = MappingProxyType({}),
 ) -> Path:
     """Write a checkpoint atomically, then remove all but the newest `keep`; return its directory.
 
-    It is a model directory that `etymon.load` reads, with the optimizer's state and `trainer.json` beside the weights.
+    It is a model directory that `etymon.load` reads, with the optimizer's state and `trainer.json` beside the weights;
+    each companion is one inside it.
     """
     path = checkpoint_path(run, position.step)
     with atomic_directory(path) as directory:
         write_model(model, tokenizer, directory)
-        state = {k: v.detach().cpu().contiguous() for k, v in optimizer_tensors(model, optimizers).items()}
+        for name, companion in companions.items():
+            (directory / name).mkdir()
+            write_model(companion, None, directory / name)
+        trained = together(model, companions)
+        state = {k: v.detach().cpu().contiguous() for k, v in optimizer_tensors(trained, optimizers).items()}
         save_file(state, directory / OPTIMIZER)
-        sums = {file.name: _sha256(file) for file in sorted(directory.iterdir())}
+        files = sorted(file for file in directory.rglob("*") if file.is_file())
+        sums = {file.relative_to(directory).as_posix(): _sha256(file) for file in files}
         trainer = Trainer(run=record, position=position, files=sums)
         write_json(directory / RECORD, trainer.model_dump(mode="json"))
     for old in list_checkpoints(run)[:-keep]:
@@ -133,17 +142,31 @@ def read_trainer(path: Path) -> Trainer:
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, ValidationError) as error:
         raise CheckpointError(f"{path / RECORD} cannot be read ({_first_line(error)})") from None
     for name, expected in trainer.files.items():
-        file = path / Path(name).name
+        file = path / name
+        if not file.resolve().is_relative_to(path.resolve()):
+            raise CheckpointError(f"{path / RECORD} names {name!r}, which lies outside the checkpoint")
         if not file.is_file() or _sha256(file) != expected:
             raise CheckpointError(f"{file} is missing or damaged")
     return trainer
 
 
-def load_checkpoint(path: Path, model: Model, optimizers: Sequence[torch.optim.Optimizer] | None) -> None:
+def load_checkpoint(
+    path: Path,
+    model: Model,
+    optimizers: Sequence[torch.optim.Optimizer] | None,
+    companions: Mapping[str, Model] = MappingProxyType({}),
+) -> None:
     """Put a checkpoint's weights into `model` and, unless that is None, its optimizer state into `optimizers`.
 
     Raises CheckpointError for tensors that are missing, surplus or of another shape.
     """
+    for place, each in ((path, model), *((path / name, companion) for name, companion in companions.items())):
+        _load_weights(place, each)
+    if optimizers is not None:
+        load_optimizer_tensors(together(model, companions), optimizers, _load(path / OPTIMIZER))
+
+
+def _load_weights(path: Path, model: Model) -> None:
     own = weights(model)
     with torch.no_grad():
         for name, tensor in read_weights(path, model):
@@ -152,8 +175,6 @@ def load_checkpoint(path: Path, model: Model, optimizers: Sequence[torch.optim.O
                     f"{path}: {name} has shape {tuple(tensor.shape)}, the model has {tuple(own[name].shape)}"
                 )
             own[name].copy_(tensor)
-    if optimizers is not None:
-        load_optimizer_tensors(model, optimizers, _load(path / OPTIMIZER))
 
 
 def weights(model: Model) -> dict[str, Tensor]:

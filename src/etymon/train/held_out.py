@@ -9,9 +9,11 @@ import torch
 from etymon.data import Loader
 from etymon.errors import DataError
 from etymon.nn import Model
-from etymon.objectives import CausalLM, Objective
+from etymon.objectives import CausalLM, Collated, Objective
 from etymon.train.hardware import choose_precision
 from etymon.train.step import autocast
+
+HELD_OUT_SEED = 2**31 - 1  # what is hidden of held-out text is the same at every measurement
 
 
 @torch.no_grad()
@@ -29,6 +31,7 @@ def held_out_loss(
     Raises DataError where those batches train no token.
     """
     objective = objective or CausalLM()
+    loader = Collated(loader, objective, HELD_OUT_SEED)
     chosen = choose_precision(precision, str(model.device))
     was_training = model.training
     model.eval()

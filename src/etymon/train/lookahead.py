@@ -6,18 +6,18 @@ import contextlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from etymon.data import Batch, Loader
+from etymon.data import Examples, Loader
 
 
 @contextlib.contextmanager
-def batches_ahead(loader: Loader, start: int, stop: int) -> Iterator[Iterator[tuple[int, Batch]]]:
+def batches_ahead(loader: Loader, start: int, stop: int) -> Iterator[Iterator[tuple[int, Examples]]]:
     """Yield (step, batch) for start <= step < stop; the next batch is prepared while one is in use.
 
     A batch is a pure function of its step, so that the thread cannot change what is trained.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
 
-        def ahead() -> Iterator[tuple[int, Batch]]:
+        def ahead() -> Iterator[tuple[int, Examples]]:
             future = pool.submit(loader.batch, start) if start < stop else None
             for step in range(start, stop):
                 assert future is not None

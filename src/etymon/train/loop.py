@@ -8,7 +8,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
@@ -16,11 +16,11 @@ from typing import Protocol, cast
 import torch
 from safetensors.torch import save_file
 
-from etymon.data import Batch, Loader
+from etymon.data import Examples, Loader
 from etymon.errors import CheckpointError, TrainingError
 from etymon.files import atomic_directory, write_json
 from etymon.nn import Model, flops_per_token
-from etymon.objectives import Objective
+from etymon.objectives import Collated, Objective
 from etymon.text import Tokenizer
 from etymon.train.checkpoint import (
     Position,
@@ -52,6 +52,7 @@ from etymon.train.progress import Progress, describe, say
 from etymon.train.schedules import steps_of
 from etymon.train.signals import Signals
 from etymon.train.step import Gradient, apply_gradient, bad_parameters, compute_gradient, seed_step
+from etymon.train.together import together
 
 
 class Hook(Protocol):
@@ -127,7 +128,9 @@ def fit(
             say(f"{run} is complete after {found[1].position.step} steps: nothing to do")
             load_checkpoint(found[0], model, None)
             return _result(run, found[0], found[1].position)
-    return _Run(model, loader, objective, config, run, settings, hooks, tokenizer).train(found)
+    companions = objective.companions(model)
+    prepared = Collated(loader, objective, config.seed)
+    return _Run(model, companions, prepared, objective, config, run, settings, hooks, tokenizer).train(found)
 
 
 def _find(run: Path, resume: bool) -> tuple[Path, Trainer] | None:
@@ -146,7 +149,7 @@ def _settings(model: Model, loader: Loader, objective: Objective, config: TrainC
     settings = {
         "train": config.model_dump(mode="json", exclude=set(FREE)),
         "data": loader.fingerprint,
-        "objective": objective.name,
+        "objective": {"name": objective.name, **objective.settings} if objective.settings else objective.name,
         "model": model.spec.to_dict(),
     }
     return dict(json.loads(json.dumps(settings)))
@@ -165,7 +168,7 @@ class _Window:
     tokens: int = 0
     seconds: float = 0.0
 
-    def add(self, loss: float, batch: Batch, seconds: float) -> None:
+    def add(self, loss: float, batch: Examples, seconds: float) -> None:
         self.loss += loss * batch.trained
         self.trained += batch.trained
         self.tokens += batch.input_ids.numel()
@@ -177,6 +180,7 @@ class _Run:
     """One run: the objects that it is made of, and the steps from one end to the other."""
 
     model: Model
+    companions: Mapping[str, Model]
     loader: Loader
     objective: Objective
     config: TrainConfig
@@ -201,7 +205,7 @@ class _Run:
                 self._prepare(record.precision, record.matrix_precision)
                 if record.compiled:
                     self._compile()
-                load_checkpoint(checkpoint, self.model, self.optimizers)
+                load_checkpoint(checkpoint, self.model, self.optimizers, self.companions)
                 say(f"resuming {self.run} from step {position.step} of {record.total_steps}")
                 for line in differences(record.environment, dict(environment(device))):
                     say(
@@ -209,9 +213,14 @@ class _Run:
                     )
             return self._loop(record, position, checkpoint, metrics, signals)
 
+    @property
+    def _models(self) -> list[Model]:
+        return [self.model, *self.companions.values()]
+
     def _prepare(self, precision: Precision, matrix_precision: Precision) -> None:
         self.precision = precision
-        self.optimizers = build_optimizers(self.model, self.config.optimizer, muon_dtype=DTYPES[matrix_precision])
+        self.trained = together(self.model, self.companions)
+        self.optimizers = build_optimizers(self.trained, self.config.optimizer, muon_dtype=DTYPES[matrix_precision])
         self.callee = self.model
         # the peak is measured here so that it never falls between two steps
         self.peak = matmul_peak(str(self.model.device), precision)
@@ -282,7 +291,7 @@ class _Run:
         """Compile, and compare one gradient with eager mode's: what the compiler cannot do shows before the run."""
         batch = self.loader.batch(0)
         expected = self._gradient(batch, 0)
-        self.model.zero_grad(set_to_none=True)
+        self.trained.zero_grad(set_to_none=True)
         self._compile()
         try:
             found = self._gradient(batch, 0)
@@ -290,7 +299,7 @@ class _Run:
             problem = "" if close and math.isclose(found.norm, expected.norm, rel_tol=0.05) else "its gradient is wrong"
         except Exception as error:  # compilers fail in many ways, few of them named
             problem = (str(error).strip() or type(error).__name__).splitlines()[0]
-        self.model.zero_grad(set_to_none=True)
+        self.trained.zero_grad(set_to_none=True)
         if not problem:
             return True
         self.callee = self.model
@@ -301,7 +310,7 @@ class _Run:
 
     def _time_step(self, seconds: float) -> float:
         """Return the seconds of one update, measured on real batches for about `seconds`; leaves no trace."""
-        saved = {name: tensor.clone() for name, tensor in weights(self.model).items()}
+        saved = [(tensor, tensor.clone()) for each in self._models for tensor in weights(each).values()]
         times: list[float] = []
         deadline = time.perf_counter() + seconds
         with batches_ahead(self.loader, 0, 12) as batches:
@@ -312,13 +321,13 @@ class _Run:
                 if len(times) >= 3 and time.perf_counter() > deadline:
                     break
         with torch.no_grad():
-            for name, tensor in weights(self.model).items():
-                tensor.copy_(saved[name])
+            for tensor, before in saved:
+                tensor.copy_(before)
         for optimizer in self.optimizers:
             optimizer.state.clear()
         return statistics.median(times[1:])  # the first allocates
 
-    def _gradient(self, batch: Batch, step: int) -> Gradient:
+    def _gradient(self, batch: Examples, step: int) -> Gradient:
         config = self.config
         seed_step(config.seed, step)
         try:
@@ -330,6 +339,7 @@ class _Run:
                 clip=config.clip,
                 precision=self.precision,
                 penalties=config.penalties.model_dump(),
+                trained=self.trained,
             )
         except torch.OutOfMemoryError:
             rows = config.micro_batch or self.loader.batch_size
@@ -338,7 +348,7 @@ class _Run:
                 f"below {rows}: it changes memory, not what is learned."
             ) from None
 
-    def _update(self, batch: Batch, step: int, total: int) -> Row:
+    def _update(self, batch: Examples, step: int, total: int) -> Row:
         """Take update number `step` (from 0) and return what it was."""
         config = self.config
         lr = set_learning_rate(self.optimizers, config.schedule.factor(step, total))
@@ -417,11 +427,11 @@ class _Run:
         self.model.train()
         return results, seconds
 
-    def _refuse(self, batch: Batch, index: int, loss: float, norm: float) -> None:
+    def _refuse(self, batch: Examples, index: int, loss: float, norm: float) -> None:
         """Keep everything that repeats this step, and stop."""
         step = index + 1
         path = self.run / f"nonfinite-step-{step}"
-        parameters = bad_parameters(self.model)
+        parameters = bad_parameters(self.trained)
         with atomic_directory(path) as directory:
             tensors = {k: v.contiguous() for k, v in vars(batch).items() if isinstance(v, torch.Tensor)}
             save_file(tensors, directory / "batch.safetensors")
@@ -444,7 +454,14 @@ class _Run:
     def _save(self, record: RunRecord, position: Position) -> Path:
         try:
             return write_checkpoint(
-                self.run, record, position, self.model, self.tokenizer, self.optimizers, keep=self.config.keep
+                self.run,
+                record,
+                position,
+                self.model,
+                self.tokenizer,
+                self.optimizers,
+                keep=self.config.keep,
+                companions=self.companions,
             )
         except OSError as error:
             raise TrainingError(

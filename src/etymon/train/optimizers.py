@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from etymon.config import Config
 from etymon.errors import CheckpointError
 from etymon.nn import ExpertLinear, Model
+from etymon.train.together import Together
 
 Coefficients = Sequence[tuple[float, float, float]]
 
@@ -142,7 +143,7 @@ def orthogonalize(matrices: Tensor, coefficients: Coefficients, dtype: torch.dty
 
 
 def build_optimizers(
-    model: Model, config: AdamWConfig | MuonConfig, *, muon_dtype: torch.dtype = torch.float32
+    model: Model | Together, config: AdamWConfig | MuonConfig, *, muon_dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
     """Return the optimizers that together update every parameter of `model` once; each group knows its `base_lr`."""
     hidden = {linear.weight: linear.parts for _, linear in model.matrices()}

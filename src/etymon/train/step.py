@@ -11,9 +11,9 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from etymon.data import Batch
+from etymon.data import Examples
 from etymon.errors import TrainingError
 from etymon.nn import Model
 from etymon.objectives import Objective
@@ -37,15 +37,17 @@ class Gradient:
 def compute_gradient(
     model: Model,
     objective: Objective,
-    batch: Batch,
+    batch: Examples,
     *,
     micro_batch: int | None,
     clip: float | None,
     precision: Precision,
     penalties: Mapping[str, float] = MappingProxyType({}),
+    trained: nn.Module | None = None,
 ) -> Gradient:
     """Leave the clipped gradient of the mean loss over ALL trained tokens of `batch` in the parameters' `.grad`, with
-    the model's own penalties by these weights (the loss that is returned is without them).
+    the model's own penalties by these weights (the loss that is returned is without them). `trained` has the parameters
+    that are, where these are more than the model's.
 
     Each micro-batch contributes its summed loss over the trained tokens of the whole batch, so that their number and
     the distribution of trained tokens over them change nothing. Raises TrainingError where no token is trained.
@@ -66,7 +68,7 @@ def compute_gradient(
         for name, penalty in model.penalties().items() if weights else ():
             loss = loss + weights.get(name, 0.0) * penalty * (part.trained / batch.trained)
         loss.backward()
-    parameters = [p for p in model.parameters() if p.grad is not None]
+    parameters = [p for p in (trained or model).parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if clip is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
@@ -97,7 +99,7 @@ def seed_step(seed: int, step: int) -> None:
     torch.manual_seed(torch_)
 
 
-def bad_parameters(model: Model) -> list[str]:
+def bad_parameters(model: nn.Module) -> list[str]:
     """Return the names of the parameters whose gradient is not finite."""
 
     def bad(gradient: Tensor | None) -> bool:

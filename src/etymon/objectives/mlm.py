@@ -1,0 +1,99 @@
+"""Masked language modelling: some tokens are hidden, and the model tells from both sides which they were."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from etymon.data import IGNORED, Batch
+from etymon.errors import ConfigError
+from etymon.nn import Model
+from etymon.objectives.objective import Objective
+from etymon.spec import LM, ModelSpec
+from etymon.text import Tokenizer
+
+MASK = "<|mask|>"
+
+
+@dataclass(frozen=True)
+class MaskedLM(Objective):
+    """BERT's objective (Devlin et al. 2018, arXiv:1810.04805), drawn anew for every batch (RoBERTa, arXiv:1907.11692).
+
+    Of the tokens of each row that are not `special`, `rate` are chosen; of these `masked` become the id `mask`,
+    `replaced` a random token, and the rest stays. The model predicts all that were chosen.
+    """
+
+    name: ClassVar[str] = "mlm"
+    control: ClassVar[tuple[str, ...]] = (MASK,)
+    mask: int
+    vocab: int
+    special: tuple[int, ...]
+    rate: float = 0.15
+    masked: float = 0.8
+    replaced: float = 0.1
+
+    @classmethod
+    def of(cls, spec: ModelSpec, tokenizer: Tokenizer) -> Self:
+        """Raises ConfigError for a model that is no encoder with a language-model head, or without a mask token."""
+        if spec.decoder is not None or not isinstance(spec.head, LM):
+            raise ConfigError(
+                f"objective {cls.name}: {spec.name} is no encoder that predicts hidden tokens; its family has another "
+                "objective"
+            )
+        return cls(mask_of(cls.name, tokenizer), *vocabulary(tokenizer))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The rates, the mask and the tokens that are never hidden."""
+        return dataclasses.asdict(self)
+
+    def collate(self, batch: Batch, random: np.random.Generator) -> Batch:
+        """Return the batch with tokens hidden and, as targets, what they were; -100 elsewhere."""
+        ids = batch.input_ids.numpy().copy()
+        chosen = choose(ids, self.special, self.rate, random)
+        targets = np.where(chosen, ids, IGNORED)
+        fate = random.random(ids.shape)
+        ordinary = np.setdiff1d(np.arange(self.vocab), self.special)
+        ids[chosen & (fate < self.masked)] = self.mask
+        replaced = chosen & (fate >= self.masked) & (fate < self.masked + self.replaced)
+        ids[replaced] = random.choice(ordinary, int(replaced.sum()))
+        return dataclasses.replace(batch, input_ids=torch.from_numpy(ids), targets=torch.from_numpy(targets))
+
+    def loss(self, model: Model, batch: Batch) -> Tensor:
+        """Return the summed negative log-likelihood of the tokens that were chosen."""
+        output = model(batch.input_ids, position_ids=batch.position_ids, documents=batch.documents, logits=False)
+        return model.head.loss(output.last_hidden_state, batch.targets)
+
+
+def choose(
+    ids: NDArray[np.int64], special: tuple[int, ...], rate: float, random: np.random.Generator
+) -> NDArray[np.bool_]:
+    """Return which of `ids` [batch, time] are chosen: in each row `rate` of those that are not `special`, at least one
+    where there is any."""
+    allowed = ~np.isin(ids, special)
+    counts = np.maximum(1, np.round(rate * allowed.sum(1))).astype(np.int64)
+    order = np.argsort(np.where(allowed, random.random(ids.shape), 2.0), axis=1)
+    ranks = np.argsort(order, axis=1)
+    chosen: NDArray[np.bool_] = (ranks < counts[:, None]) & allowed
+    return chosen
+
+
+def mask_of(objective: str, tokenizer: Tokenizer) -> int:
+    """Return the id of the tokenizer's mask. Raises ConfigError where it has none."""
+    if tokenizer.mask_id is None:
+        raise ConfigError(
+            f"objective {objective}: the tokenizer has no mask token. Load one that has, or train one with {MASK!r} "
+            "among its special tokens"
+        )
+    return tokenizer.mask_id
+
+
+def vocabulary(tokenizer: Tokenizer) -> tuple[int, tuple[int, ...]]:
+    """Return the number of ids and which of them are control tokens."""
+    return tokenizer.vocab_size, tuple(sorted(tokenizer.special.values()))

@@ -1,0 +1,119 @@
+"""Replaced-token detection: a small generator fills masks, and the model says of every token whether it was put in."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from etymon.data import IGNORED, Batch
+from etymon.errors import ConfigError
+from etymon.nn import Model, build
+from etymon.objectives.mlm import MASK, choose, mask_of, vocabulary
+from etymon.objectives.objective import Objective
+from etymon.spec import LM, Discriminator, LayerNorm, ModelSpec, Transform
+from etymon.text import Tokenizer
+
+
+@dataclass(frozen=True)
+class ReplacedBatch(Batch):
+    """A batch whose chosen tokens are hidden; `weight` [batch] is what the loss of a token's judgement counts."""
+
+    weight: Tensor
+
+
+class ReplacedTokens(Objective):
+    """ELECTRA's objective (Clark et al. 2020, arXiv:2003.10555): the mean loss of a generator on hidden tokens plus
+    `weight` times the mean loss of the model on all tokens of the text that the generator's samples complete.
+
+    Both share their embeddings. `generator` is its spec; by default it has half of the model's layers, as in DeBERTa v3
+    (arXiv:2111.09543), where ELECTRA's published ones are narrower.
+    """
+
+    name: ClassVar[str] = "rtd"
+    control: ClassVar[tuple[str, ...]] = (MASK,)
+
+    def __init__(
+        self,
+        mask: int,
+        special: tuple[int, ...],
+        generator: ModelSpec,
+        *,
+        rate: float = 0.15,
+        weight: float = 50.0,
+        seed: int = 0,
+    ) -> None:
+        self.mask, self.special, self.spec = mask, special, generator
+        self.rate, self.weight, self.seed = rate, weight, seed
+        self.generator: Model | None = None
+
+    @classmethod
+    def of(cls, spec: ModelSpec, tokenizer: Tokenizer) -> Self:
+        """Raises ConfigError for a model whose head does not judge tokens, and a tokenizer without a mask token."""
+        if spec.encoder is None or not isinstance(spec.head, Discriminator):
+            raise ConfigError(
+                f"objective {cls.name}: {spec.name} has no head that says of every token whether it was replaced; "
+                "take a discriminator, such as one of family electra"
+            )
+        return cls(mask_of(cls.name, tokenizer), vocabulary(tokenizer)[1], generator_of(spec))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The rates, and what the generator is."""
+        plain = {"mask": self.mask, "special": self.special, "rate": self.rate, "weight": self.weight}
+        return plain | {"seed": self.seed, "generator": self.spec.to_dict()}
+
+    def companions(self, model: Model) -> Mapping[str, Model]:
+        """Return the generator, whose embeddings are those of `model`."""
+        self.generator = build(self.spec, device=model.device, dtype=model.dtype, seed=self.seed)
+        for name in ("tokens", "positions", "segments"):
+            own, shared = getattr(self.generator.embed, name), getattr(model.embed, name)
+            if isinstance(own, torch.nn.Embedding) and own.weight.shape == shared.weight.shape:
+                own.weight = shared.weight
+        self.generator.tie()
+        return {"generator": self.generator}
+
+    def collate(self, batch: Batch, random: np.random.Generator) -> ReplacedBatch:
+        """Return the batch with tokens hidden and, as targets, what they were; -100 elsewhere."""
+        ids = batch.input_ids.numpy()
+        chosen = choose(ids, self.special, self.rate, random)
+        share = self.weight * chosen.sum() / ids.size  # the loop divides all by the number of hidden tokens
+        return ReplacedBatch(
+            input_ids=torch.from_numpy(np.where(chosen, self.mask, ids)),
+            targets=torch.from_numpy(np.where(chosen, ids, IGNORED)),
+            position_ids=batch.position_ids,
+            documents=batch.documents,
+            weight=torch.full((len(ids),), float(share)),
+        )
+
+    def loss(self, model: Model, batch: ReplacedBatch) -> Tensor:
+        """Return the generator's summed loss on the hidden tokens and the model's weighted one on all tokens."""
+        assert self.generator is not None, "companions() makes the generator"
+        given = {"position_ids": batch.position_ids, "documents": batch.documents, "logits": False}
+        hidden = self.generator(batch.input_ids, **given).last_hidden_state
+        chosen = batch.targets != IGNORED
+        with torch.no_grad():
+            sampled = self.generator.head(hidden[chosen]).float().softmax(-1).multinomial(1)[:, 0]
+        completed = batch.input_ids.masked_scatter(chosen, sampled)
+        replaced = (chosen & (completed != batch.targets)).long()
+        judged = model(completed, **given).last_hidden_state
+        weight = batch.weight[0] if len(batch.weight) else 0.0
+        return self.generator.head.loss(hidden, batch.targets) + weight * model.head.loss(judged, replaced)
+
+
+def generator_of(spec: ModelSpec) -> ModelSpec:
+    """Return a model that predicts hidden tokens, with the embeddings of `spec` and half of its layers."""
+    assert spec.encoder is not None
+    blocks = spec.encoder.blocks[: max(1, len(spec.encoder.blocks) // 2)]
+    narrow = Transform(width=spec.embed.width(spec.dim), activation="gelu", norm=LayerNorm(eps=1e-12))
+    return dataclasses.replace(
+        spec,
+        name=f"{spec.name}-generator",
+        encoder=dataclasses.replace(spec.encoder, blocks=blocks),
+        head=LM(tied=True, bias=True, projection=narrow),
+    )

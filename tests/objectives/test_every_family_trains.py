@@ -1,0 +1,66 @@
+"""Every family learns by its own pretraining objective through the one loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean
+
+import pytest
+import torch
+
+import etymon
+from etymon.data import Loader, PairLoader, PretrainLoader, TokenShards
+from etymon.families import families, family_named
+from etymon.nn import build
+from etymon.objectives import choose_objective, objective_name
+from etymon.text import Tokenizer
+from etymon.train import AdamWConfig, Budget, Constant, TrainConfig, fit, held_out_loss, read_metrics
+
+STEPS, CONTEXT = 24, 32
+
+
+def loader_for(name: str, shards: TokenShards, tokenizer: Tokenizer, start: int) -> Loader:
+    if name != "seq2seq":
+        return PretrainLoader(shards, batch_size=8, context=CONTEXT)
+    ids = [shards.document(i).tolist()[:CONTEXT] for i in range(shards.n_documents)]
+    return PairLoader([(row, [*row[:6], tokenizer.eos_id or 0]) for row in ids], 8, CONTEXT, start)
+
+
+@pytest.mark.parametrize("name", families())
+def test_the_loss_falls(name: str, shards: TokenShards, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    family = family_named(name)
+    spec = family.spec(**(family.tiny | {"vocab": tokenizer.vocab_size}))
+    model = build(spec, seed=1)
+    objective = choose_objective(spec, tokenizer)
+    loader = loader_for(objective.name, shards, tokenizer, spec.start or 0)
+    before = held_out_loss(model, loader, 3, objective=objective) if objective.name != "rtd" else None
+    config = TrainConfig(
+        budget=Budget(steps=STEPS),
+        optimizer=AdamWConfig(lr=5e-3),
+        schedule=Constant(warmup=4),
+        precision="fp32",
+        compile="off",
+        log_every=1,
+    )
+    result = fit(model, loader, objective, config, tmp_path / "run", tokenizer=tokenizer)
+    losses = [row["loss"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl") if "loss" in row]
+    assert len(losses) == STEPS and all(loss == loss for loss in losses)
+    assert mean(losses[-4:]) < 0.95 * mean(losses[:4])
+    if before is not None:
+        assert held_out_loss(model, loader, 3, objective=objective) < before
+    trained, _ = etymon.load(result.checkpoint)
+    for a, b in zip(trained.parameters(), model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_which_objective_is_whose() -> None:
+    names = {name: objective_name(family.spec(**family.tiny)) for name, family in families().items()}
+    expected = {
+        **dict.fromkeys(("gpt2", "llama", "mamba", "lstm", "nnlm", "bloom"), "clm"),
+        **dict.fromkeys(("bert", "roberta", "albert", "xlm_roberta"), "mlm"),
+        **dict.fromkeys(("t5", "mt5"), "span_corruption"),
+        **dict.fromkeys(("bart", "mbart"), "denoising"),
+        "electra": "rtd",
+        "marian": "seq2seq",
+    }
+    assert {name: names[name] for name in expected} == expected
