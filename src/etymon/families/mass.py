@@ -135,6 +135,7 @@ FAMILY = Family(
         "mass-unsup-ende-1024": {"vocab": 60000, "dim": 1024, "layers": 6, "heads": 8},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
+    objective="mass",
     read=read,
     write=write,
     weights=weights,

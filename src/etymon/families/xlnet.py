@@ -178,6 +178,7 @@ FAMILY = Family(
         "xlnet-large-cased": {"dim": 1024, "layers": 24, "heads": 16},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "hidden": 48, "context": 64, "clamp": 7},
+    objective="plm",
     read=read,
     write=write,
     weights=weights,

@@ -3,9 +3,11 @@
 from etymon.objectives.choice import OBJECTIVES, choose_objective, control_tokens, objective_name
 from etymon.objectives.clm import CausalLM
 from etymon.objectives.denoising import Denoising
+from etymon.objectives.mass import MaskedFragment
 from etymon.objectives.mlm import MaskedLM
 from etymon.objectives.objective import Collated, Objective
 from etymon.objectives.pairs import Pairs
+from etymon.objectives.plm import PermutationLM
 from etymon.objectives.rtd import ReplacedTokens
 from etymon.objectives.spans import SpanCorruption
 
@@ -14,9 +16,11 @@ __all__ = [
     "CausalLM",
     "Collated",
     "Denoising",
+    "MaskedFragment",
     "MaskedLM",
     "Objective",
     "Pairs",
+    "PermutationLM",
     "ReplacedTokens",
     "SpanCorruption",
     "choose_objective",

@@ -6,16 +6,22 @@ from etymon.errors import ConfigError, suggest
 from etymon.families import family_named
 from etymon.objectives.clm import CausalLM
 from etymon.objectives.denoising import Denoising
+from etymon.objectives.mass import MaskedFragment
 from etymon.objectives.mlm import MaskedLM
 from etymon.objectives.objective import Objective
 from etymon.objectives.pairs import Pairs
+from etymon.objectives.plm import PermutationLM
 from etymon.objectives.rtd import ReplacedTokens
 from etymon.objectives.spans import SpanCorruption
 from etymon.spec import Discriminator, ModelSpec
 from etymon.text import Tokenizer
 
 OBJECTIVES: dict[str, type[Objective]] = {
-    kind.name: kind for kind in (CausalLM, MaskedLM, SpanCorruption, Denoising, ReplacedTokens, Pairs)
+    kind.name: kind
+    for kind in (
+        *(CausalLM, MaskedLM, PermutationLM, ReplacedTokens),
+        *(SpanCorruption, Denoising, MaskedFragment, Pairs),
+    )
 }
 
 
