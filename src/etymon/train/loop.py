@@ -130,7 +130,7 @@ def fit(
             return _result(run, found[0], found[1].position)
     companions = objective.companions(model)
     prepared = Collated(loader, objective, config.seed)
-    return _Run(model, companions, prepared, objective, config, run, settings, hooks, tokenizer).train(found)
+    return _Run(model, prepared, objective, config, run, settings, hooks, tokenizer, companions).train(found)
 
 
 def _find(run: Path, resume: bool) -> tuple[Path, Trainer] | None:
@@ -180,7 +180,6 @@ class _Run:
     """One run: the objects that it is made of, and the steps from one end to the other."""
 
     model: Model
-    companions: Mapping[str, Model]
     loader: Loader
     objective: Objective
     config: TrainConfig
@@ -188,6 +187,7 @@ class _Run:
     settings: dict[str, object]
     hooks: Sequence[Hook]
     tokenizer: Tokenizer | None
+    companions: Mapping[str, Model] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
     def train(self, found: tuple[Path, Trainer] | None) -> FitResult:
