@@ -8,95 +8,50 @@ as the encoder alone; heads in the old and the new form (`legacy`) compute the s
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
 from etymon.errors import ConfigError
 from etymon.families import bert
-from etymon.families.descent import attention_of
-from etymon.families.family import Family
+from etymon.families.descent import attention_of, with_attention
+from etymon.families.family import Family, extends
 from etymon.families.keys import ACTIVATIONS
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
 from etymon.families.weights import Regroup, Rule
-from etymon.spec import (
-    LM,
-    Attention,
-    Bidirectional,
-    Block,
-    Classify,
-    Dense,
-    Disentangled,
-    Embed,
-    Head,
-    Hidden,
-    LayerNorm,
-    Learned,
-    ModelSpec,
-    Own,
-    RelativeTable,
-    Span,
-    Stack,
-    Sub,
-    Tag,
-)
+from etymon.spec import LM, Classify, Disentangled, Head, Hidden, ModelSpec, Own, RelativeTable, Span, Tag
 
 TERMS = ("c2p", "p2c")
 
 
+@extends(bert.build)
 def build(
     *,
-    name: str = "deberta",
-    family: str = "deberta",
     vocab: int = 50265,
-    dim: int,
-    layers: int,
-    heads: int,
-    hidden: int | None = None,
     context: int = 512,
     segments: int = 0,
     eps: float = 1e-7,
-    activation: str = "gelu",
     span: int | None = None,
     terms: tuple[str, ...] = TERMS,
     absolute: bool = False,
-    head: Head | None = None,
+    **dimensions: Any,
 ) -> ModelSpec:
     """Return the spec of a DeBERTa of these dimensions. Distances up to `span` (default: the context) have a vector;
     `terms` are those of the scores, `absolute` adds learned positions to the input as well."""
     if not set(terms) <= set(TERMS) or not terms:
         raise ConfigError(f"terms of the scores are {terms}; known: {', '.join(TERMS)}, at least one")
-    if dim % heads:
-        raise ConfigError(f"dim={dim} must be a multiple of heads={heads}")
-    norm, head_dim = LayerNorm(eps=eps), dim // heads
-    attention = Attention(
-        heads=heads,
-        kv_heads=heads,
-        head_dim=head_dim,
-        bias="qvo",
-        scale=(head_dim * (1 + len(terms))) ** -0.5,
-        scores=Disentangled(
-            keys=Own(bias=False) if "c2p" in terms else None,
-            queries=Own() if "p2c" in terms else None,
-        ),
+    named: dict[str, Any] = {"name": "deberta", "family": "deberta"}
+    spec = bert.build(**named | dimensions, vocab=vocab, context=context, segments=segments, eps=eps)
+    scores = Disentangled(keys=Own(bias=False) if "c2p" in terms else None, queries=Own() if "p2c" in terms else None)
+    scale = (attention_of(spec).head_dim * (1 + len(terms))) ** -0.5
+    block = with_attention(spec.trunk.blocks[0], bias="qvo", scale=scale, scores=scores)
+    stack = dataclasses.replace(
+        spec.trunk, blocks=(block,) * len(spec.trunk.blocks), relative=RelativeTable(span=span or context)
     )
-    ffn = Dense(hidden=hidden or 4 * dim, activation=activation)
-    return ModelSpec(
-        name=name,
-        family=family,
-        vocab=vocab,
-        dim=dim,
-        context=context,
-        embed=Embed(position=Learned(length=context) if absolute else None, segments=segments, norm=norm),
-        encoder=Stack(
-            blocks=(Block(subs=(Sub(op=attention, post=norm), Sub(op=ffn, post=norm))),) * layers,
-            final_norm=None,
-            visibility=Bidirectional(),
-            relative=RelativeTable(span=span or context),
-        ),
-        head=head or bert.masked_lm(dim, activation, eps),
-    )
+    embed = spec.embed if absolute else dataclasses.replace(spec.embed, position=None)
+    return dataclasses.replace(spec, embed=embed, encoder=stack)
 
 
 def read_encoder(reader: ConfigReader) -> dict[str, Any]:
@@ -185,8 +140,7 @@ HEADS: dict[type[Head], Names] = {
 
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order; queries, keys and values of each head lie together."""
-    attention = spec.trunk.blocks[0].subs[0].op
-    assert isinstance(attention, Attention)
+    attention = attention_of(spec)
     heads = Regroup(attention.heads, (attention.head_dim,) * 3)
     return table(spec, LAYER, {**TOP, **HEADS[type(spec.head)]}, {"attention.op.qkv": (heads,)})
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families import deberta
+from etymon.families.descent import attention_of, with_attention
 from etymon.families.family import Family, extends
 from etymon.families.keys import ACTIVATIONS
 from etymon.families.origin import Origin, Running
@@ -63,21 +64,15 @@ def build(
     assert isinstance(relative, RelativeTable)
     if buckets is not None:
         relative = RelativeTable(span=buckets, max_distance=relative.span)
-    blocks = tuple(_changed(block, AsContents() if shared else Own()) for block in spec.trunk.blocks)
+    old, kind = attention_of(spec).scores, AsContents() if shared else Own()
+    assert isinstance(old, Disentangled)
+    scores = Disentangled(keys=old.keys and kind, queries=old.queries and kind)
+    blocks = tuple(with_attention(block, bias="qkvo", scores=scores) for block in spec.trunk.blocks)
     if kernel is not None:
         convolution = Sub(op=Convolution(kernel=kernel, activation=conv_activation), post=norm)
         blocks = (Block(subs=(*blocks[0].subs, convolution), wiring=Rejoined()), *blocks[1:])
     relative = dataclasses.replace(relative, norm=norm if normalised else None)
     return dataclasses.replace(spec, encoder=dataclasses.replace(spec.trunk, blocks=blocks, relative=relative))
-
-
-def _changed(block: Block, kind: Own | AsContents) -> Block:
-    attention, ffn = block.subs
-    assert isinstance(attention.op, Attention) and isinstance(attention.op.scores, Disentangled)
-    old = attention.op.scores
-    scores = Disentangled(keys=old.keys and kind, queries=old.queries and kind)
-    op = dataclasses.replace(attention.op, bias="qkvo", scores=scores)
-    return dataclasses.replace(block, subs=(dataclasses.replace(attention, op=op), ffn))
 
 
 def read(reader: ConfigReader) -> ModelSpec:
