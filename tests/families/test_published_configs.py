@@ -70,7 +70,86 @@ FALCON = {
     "use_cache": True,
     "vocab_size": 65024,
 }
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_act": "silu",
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "model_type": "llama",
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "pretraining_tp": 1,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+}
 CONFIGS: dict[str, dict[str, Any]] = {
+    "llama/deepseek-coder-6.7b": LLAMA
+    | {"bos_token_id": 32013, "eos_token_id": 32014, "intermediate_size": 11008, "max_position_embeddings": 16384}
+    | {"num_key_value_heads": 32, "rms_norm_eps": 1e-06, "rope_scaling": {"factor": 4.0, "type": "linear"}}
+    | {"rope_theta": 100000, "transformers_version": "4.33.1", "vocab_size": 32256},
+    "llama/llama3.1-8b": LLAMA
+    | {"attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000, "eos_token_id": 128001}
+    | {"intermediate_size": 14336, "max_position_embeddings": 131072, "mlp_bias": False, "num_key_value_heads": 8}
+    | {"rms_norm_eps": 1e-05, "rope_theta": 500000.0, "vocab_size": 128256}
+    | {
+        "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_type": "llama3"}
+        | {"original_max_position_embeddings": 8192}
+    },
+    "gemma3/gemma3-1b": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "attn_logit_softcapping": None,
+        "bos_token_id": 2,
+        "cache_implementation": "hybrid",
+        "eos_token_id": [1, 106],
+        "final_logit_softcapping": None,
+        "head_dim": 256,
+        "hidden_activation": "gelu_pytorch_tanh",
+        "hidden_size": 1152,
+        "initializer_range": 0.02,
+        "intermediate_size": 6912,
+        "max_position_embeddings": 32768,
+        "model_type": "gemma3_text",
+        "num_attention_heads": 4,
+        "num_hidden_layers": 26,
+        "num_key_value_heads": 1,
+        "pad_token_id": 0,
+        "query_pre_attn_scalar": 256,
+        "rms_norm_eps": 1e-06,
+        "rope_local_base_freq": 10000,
+        "rope_scaling": None,
+        "rope_theta": 1000000,
+        "sliding_window": 512,
+        "sliding_window_pattern": 6,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+        "vocab_size": 262144,
+    },
+    "glm4_0414/glm-4-9b-0414": {
+        "architectures": ["Glm4ForCausalLM"],
+        "attention_bias": True,
+        "attention_dropout": 0.0,
+        "eos_token_id": [151329, 151336, 151338],
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 4096,
+        "initializer_range": 0.02,
+        "intermediate_size": 13696,
+        "max_position_embeddings": 32768,
+        "model_type": "glm4",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 2,
+        "pad_token_id": 151329,
+        "partial_rotary_factor": 0.5,
+        "rms_norm_eps": 1e-05,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "use_cache": True,
+        "vocab_size": 151552,
+    },
     "codegen2/codegen2-1b": GPTJ
     | {"_name_or_path": "checkpoints/codegen2-1B/", "architectures": ["CodeGenForCausalLM"], "model_type": "codegen"}
     | {"auto_map": {"AutoModel": "modeling_codegen.CodeGenModel"}, "head_dim": 128, "vocab_size": 51200}

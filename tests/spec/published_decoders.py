@@ -43,6 +43,7 @@ PUBLISHED: dict[str, int | str] = {
     "gemma3-12b": 11_766_034_176,
     "gemma3-27b": 27_009_346_304,
     "glm-4-9b": 9_399_951_360,
+    "glm-4-9b-chat": 9_399_951_360,
     "glm-4-9b-0414": 9_400_279_040,
     "glm-4-32b-0414": "32.566B",
     # called by what lies outside the embeddings (50281 tokens and 2048 positions): 85M, 302M, 679M, 2.5B, 12.6B

@@ -77,6 +77,7 @@ def weights(spec: ModelSpec) -> Iterator[Rule]:
     return table(spec, LAYER, llama.TOP, {"attention.op.qkv": (halves,)})
 
 
+_9B = {"vocab": 151552, "dim": 4096, "layers": 40, "heads": 32, "kv_heads": 2, "hidden": 13696}
 FAMILY = Family(
     name="glm4",
     title="GLM-4",
@@ -91,8 +92,8 @@ FAMILY = Family(
     architecture="GlmForCausalLM",
     build=build,
     sizes={
-        "glm-4-9b": {"vocab": 151552, "dim": 4096, "layers": 40, "heads": 32, "kv_heads": 2, "hidden": 13696}
-        | {"context": 131072},
+        "glm-4-9b": _9B | {"context": 8192},
+        "glm-4-9b-chat": _9B | {"context": 131072, "rope_base": 5e6},
     },
     tiny=llama.FAMILY.tiny,
     read=read,
