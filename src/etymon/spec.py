@@ -384,6 +384,49 @@ class CrossAttention(Heads):
 
 
 @dataclass(frozen=True, kw_only=True)
+class SourceAttention(Heads):
+    """Attention to a source of `source` channels, which may know where its tokens stand; with `nothing`, a learned key
+    and value stand before them."""
+
+    name: ClassVar[str] = "cross"
+    source: int
+    positions: Rope | RelativeSinusoids | None = None
+    nothing: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.heads != self.kv_heads:
+            raise ConfigError("attention to a source has as many kv_heads as heads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Neighbours:
+    """Encodes the `passages` of `length` tokens that were retrieved for every chunk of `chunk` tokens, by an encoder
+    `dim` wide whose SourceAttention sees that chunk; `padding` is no token. It adds nothing to the stream: passages are
+    seen by ChunkedCrossAttention (Borgeaud et al. 2021, arXiv:2112.04426)."""
+
+    name: ClassVar[str] = "neighbours"
+    chunk: int
+    dim: int
+    encoder: Stack
+    output: Projection | None
+    passages: int
+    length: int
+    padding: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkedCrossAttention:
+    """Attention from the last token of every chunk and from those after it, but the last of the next chunk, to the
+    passages of that chunk. These tokens stand at `places` (default: chunk - 1, chunk, …), passages at 0, 1, …"""
+
+    name: ClassVar[str] = "chunked_cross"
+    chunk: int
+    cross: SourceAttention
+    places: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class GlobalLocalAttention:
     """Every token sees those at most `reach` places away on either side and all global ones, which a call chooses;
     these see every token, by queries, keys and values of their own (Beltagy et al. 2020, arXiv:2004.05150)."""
@@ -666,6 +709,9 @@ Op = (
     | LatentAttention
     | CrossAttention
     | GlobalLocalAttention
+    | SourceAttention
+    | Neighbours
+    | ChunkedCrossAttention
     | Dense
     | Gated
     | MoE

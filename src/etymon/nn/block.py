@@ -19,6 +19,7 @@ from etymon.nn.memory import MemoryAttention
 from etymon.nn.moe import ExpertLinear, MoE
 from etymon.nn.norm import build_norm
 from etymon.nn.recurrent import Recurrence
+from etymon.nn.retrieval import ChunkedCrossAttention, Neighbours, SourceAttention
 from etymon.nn.scores import BucketBias, build_relative
 from etymon.nn.sliding import GlobalLocalAttention
 from etymon.nn.ssm import DualSSM, SelectiveSSM
@@ -39,6 +40,12 @@ def build_op(op: spec.Op, dim: int, visibility: spec.Visibility) -> nn.Module:
             return LatentAttention(op, dim, visibility)
         case spec.CrossAttention():
             return CrossAttention(op, dim)
+        case spec.ChunkedCrossAttention():
+            return ChunkedCrossAttention(op, dim)
+        case spec.SourceAttention():
+            return SourceAttention(op, dim)
+        case spec.Neighbours():
+            return Neighbours(op, dim, Stack(op.encoder, op.dim))
         case spec.GlobalLocalAttention():
             return GlobalLocalAttention(op, dim, visibility)
         case spec.Dense():
@@ -174,9 +181,10 @@ class Stack(nn.Module):
     def mixers(self) -> Iterator[Mixer]:
         """Yield the operators that keep state, in the order in which a call reaches them."""
         for _ in range(self.repeats):
-            for module in self.blocks.modules():
-                if isinstance(module, Mixer):
-                    yield module
+            for block in self.blocks:
+                for sub in block.children():
+                    if isinstance(sub, Sub) and isinstance(sub.op, Mixer):
+                        yield sub.op
 
     def forward(self, x: Tensor, layout: Layout, cells: Iterator[Cell] | None, trace: list[Tensor] | None) -> Tensor:
         """Apply to `x` [batch, time, dim]; `trace` collects the stream before every block and the final result."""

@@ -80,6 +80,10 @@ class Embed(nn.Module):
             x = self.norm(x)
         return x if self.last is None else self.last(x)
 
+    def vectors(self, ids: Tensor) -> Tensor:
+        """Return the token vectors of `ids` alone. Raises DataError when one lies beyond the table."""
+        return _look_up(self.tokens, ids, "id {} is not in the vocabulary of {}")
+
     def _position(
         self, position: spec.Learned | spec.Sinusoidal, input_ids: Tensor | None, layout: Layout, x: Tensor
     ) -> Tensor:

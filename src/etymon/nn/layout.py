@@ -25,6 +25,28 @@ class Source:
     hidden: Tensor | None
     keys: int
     mask: Tensor | None
+    places: Tensor | None = None  # [1, keys], where attention to it knows positions
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """What was retrieved for the chunks of a call: `ids` [batch, chunks, passages, length] and their `vectors`."""
+
+    ids: Tensor
+    vectors: Tensor
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Encoded passages [batch, 1 + chunks, keys, width] of the chunk before a call, if `reached` [batch, 1 + chunks],
+    and of those in it; which are `real`; their `places` [1, keys]. The call's tokens, behind `left` others, form groups
+    of a chunk's size, each of which sees the passages of one chunk."""
+
+    hidden: Tensor
+    real: Tensor
+    reached: Tensor
+    places: Tensor
+    left: int
 
 
 @dataclass(frozen=True)
@@ -79,6 +101,8 @@ class Layout:
         self.source: Source | None = None
         self.chosen: Chosen | None = None
         self.languages: Tensor | None = None  # [batch, time], where operators differ by language
+        self.retrieved: Retrieved | None = None
+        self.passages: Passages | None = None
         self.order: Order | None = None
         self.division: Division | None = None
         self.segments: Tensor | None = None  # [batch, time], where scores compare them

@@ -22,6 +22,7 @@ from etymon.nn.memory import divide
 from etymon.nn.moe import ExpertLinear, MoE, Router, balance_loss, z_loss
 from etymon.nn.norm import RMSNorm
 from etymon.nn.permutation import Order
+from etymon.nn.retrieval import Neighbours, read_retrieved
 from etymon.nn.scores import RelativeSinusoids
 from etymon.nn.sliding import GlobalLocalAttention
 from etymon.nn.state import Cell, Mixer, State
@@ -57,6 +58,7 @@ class Model(nn.Module):
         self.encoder = None if spec.encoder is None else Stack(spec.encoder, spec.dim)
         self.decoder = None if spec.decoder is None else Stack(spec.decoder, spec.dim)
         self.head = build_head(spec.head, spec.vocab, spec.width)
+        self.retrieves = any(isinstance(x, Neighbours) for x in self.modules())
         self.compares_segments = any(isinstance(x, RelativeSinusoids) and x.s is not None for x in self.modules())
         rule = spec.trunk.visibility
         self.infill = Infill(rule) if isinstance(rule, InfillSpec) else None
@@ -87,6 +89,7 @@ class Model(nn.Module):
         task_type_ids: Tensor | None = None,
         langs: Tensor | None = None,
         global_attention_mask: Tensor | None = None,
+        retrieved: Tensor | None = None,
         perm_mask: Tensor | None = None,
         target_mapping: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
@@ -115,6 +118,7 @@ class Model(nn.Module):
         token_type_ids [batch, time] say to which segment a token belongs (default: 0), task_type_ids to which task
         (default: 0), langs to which language (default: none).
         global_attention_mask [batch, time] is 1 for the tokens that see all and that all see (default: none).
+        retrieved [batch, chunks, passages, length] are the ids of passages for every chunk that the call completes.
         perm_mask [batch, time, time] is 1 where a token does not see another; each row of target_mapping [batch,
         targets, time] has a 1 at a place to be predicted from what that place sees, and only these are returned.
         documents [batch, time] confines attention to tokens of equal id (packing). A state gets the tokens appended.
@@ -164,6 +168,10 @@ class Model(nn.Module):
             divide(self.spec.trunk.visibility, layout, state)
         if global_attention_mask is not None:
             layout.choose(global_attention_mask, any(isinstance(x, GlobalLocalAttention) for x in trunk.mixers()))
+        if retrieved is not None:
+            if not self.retrieves:
+                raise DataError("this model sees no passages: leave out retrieved")
+            layout.retrieved = read_retrieved(retrieved, self.embed, layout.batch)
         if perm_mask is not None or target_mapping is not None:
             if trunk.query is None:
                 raise DataError("this model has one order: leave out perm_mask and target_mapping")

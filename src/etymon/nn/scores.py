@@ -58,7 +58,7 @@ class BucketBias(Scores):
 class RelativeSinusoids(Scores):
     """(q + u) k + (q + v) W r, with the sinusoids r of distances."""
 
-    def __init__(self, scores: spec.RelativeSinusoids, op: spec.Attention, dim: int, causal: bool) -> None:
+    def __init__(self, scores: spec.RelativeSinusoids, op: spec.Heads, dim: int, causal: bool) -> None:
         super().__init__()
         self.op, self.clamp, self.causal = op, scores.clamp, causal
         self.scale = op.head_dim**-0.5 if op.scale is None else op.scale

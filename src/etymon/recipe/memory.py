@@ -17,6 +17,7 @@ from etymon.spec import (
     LSTM,
     Attention,
     ChannelMix,
+    ChunkedCrossAttention,
     Convolution,
     CrossAttention,
     Dense,
@@ -27,8 +28,10 @@ from etymon.spec import (
     LatentAttention,
     ModelSpec,
     MoE,
+    Neighbours,
     Op,
     SelectiveSSM,
+    SourceAttention,
     TimeMix,
     Window,
 )
@@ -89,7 +92,12 @@ def _kept(op: Op, dim: int) -> int:
         case LatentAttention():  # queries, keys, values, what they are made of, and what is mixed
             wide = op.heads * (2 * (op.head_dim + op.rope.dim) + 2 * op.value_dim)
             return 2 * wide + 3 * (op.rank + (op.query_rank or 0))
-        case CrossAttention():  # the keys and values are made of the source, taken to be as long
+        case ChunkedCrossAttention():
+            return _kept(op.cross, dim)
+        case Neighbours():  # for every token of a passage, of which a chunk has several
+            subs = op.encoder.subs()
+            return op.passages * op.length // op.chunk * sum(2 * op.dim + _kept(sub.op, op.dim) for sub in subs)
+        case CrossAttention() | SourceAttention():  # the keys and values are made of the source, taken to be as long
             return 2 * (op.query_width + 2 * op.kv_width) + op.query_width
         case GlobalLocalAttention():  # both projections, keys and values of each block's three, output
             return (5 + 3 * 2 + 2) * op.heads * op.head_dim
