@@ -131,6 +131,7 @@ FAMILY = Family(
         },
     ),
     model_type="albert",
+    tokenizer="AlbertTokenizer",
     architecture="AlbertForMaskedLM",
     build=build,
     sizes={

@@ -200,6 +200,7 @@ FAMILY = Family(
         reference=Running(),
     ),
     model_type="bart",
+    tokenizer="BartTokenizer",
     architecture="BartForConditionalGeneration",
     build=build,
     sizes={

@@ -171,6 +171,7 @@ FAMILY = Family(
         },
     ),
     model_type="deberta",
+    tokenizer="DebertaTokenizer",
     architecture="DebertaForMaskedLM",
     build=build,
     sizes={

@@ -155,6 +155,7 @@ FAMILY = Family(
         claims={"deberta-v2-xlarge": "900M, rounded", "deberta-v2-xxlarge": "1.5B, rounded"},
     ),
     model_type="deberta-v2",
+    tokenizer="DebertaV2Tokenizer",
     architecture="DebertaV2ForMaskedLM",
     build=build,
     sizes={

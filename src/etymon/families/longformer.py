@@ -97,6 +97,7 @@ FAMILY = Family(
         reference=Running(),
     ),
     model_type="longformer",
+    tokenizer="LongformerTokenizer",
     architecture="LongformerForMaskedLM",
     build=build,
     sizes={

@@ -35,6 +35,7 @@ FAMILY = Family(
         reference=Running(),
     ),
     model_type="mbart",
+    tokenizer="MBartTokenizer",
     architecture="MBartForConditionalGeneration",
     build=build,
     sizes={

@@ -84,6 +84,7 @@ FAMILY = Family(
         reference=Running(),
     ),
     model_type="qwen2",
+    tokenizer="Qwen2Tokenizer",
     architecture="Qwen2ForCausalLM",
     build=build,
     sizes={

@@ -61,6 +61,7 @@ FAMILY = Family(
         reference=Running(),
     ),
     model_type="qwen3",
+    tokenizer="Qwen2Tokenizer",
     architecture="Qwen3ForCausalLM",
     build=build,
     sizes={

@@ -108,6 +108,7 @@ FAMILY = Family(
         reference=Running(),
     ),
     model_type="roberta",
+    tokenizer="RobertaTokenizer",
     architecture="RobertaForMaskedLM",
     build=build,
     sizes={

@@ -200,6 +200,7 @@ FAMILY = Family(
         claims={"t5-large": "770M; how it is counted is not told"},
     ),
     model_type="t5",
+    tokenizer="T5Tokenizer",
     architecture="T5ForConditionalGeneration",
     build=build,
     sizes={

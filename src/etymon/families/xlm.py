@@ -151,6 +151,7 @@ FAMILY = Family(
         reference=Running(),
     ),
     model_type="xlm",
+    tokenizer="XLMTokenizer",
     architecture="XLMWithLMHeadModel",
     build=build,
     sizes={

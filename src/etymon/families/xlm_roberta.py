@@ -24,6 +24,7 @@ FAMILY = Family(
         reference=Running(),
     ),
     model_type="xlm-roberta",
+    tokenizer="XLMRobertaTokenizer",
     architecture="XLMRobertaForMaskedLM",
     build=partial(roberta.build, family="xlm-roberta"),
     sizes={

@@ -171,6 +171,7 @@ FAMILY = Family(
         },
     ),
     model_type="xlnet",
+    tokenizer="XLNetTokenizer",
     architecture="XLNetLMHeadModel",
     build=build,
     sizes={

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Places = Callable[[Tensor], tuple[Tensor, Tensor]]
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -46,64 +48,87 @@ def _half(blocks: Tensor, at: int) -> Tensor:
     return blocks[:, at : at + 2].contiguous().view(torch.float16).float()
 
 
-def _nibbles(packed: Tensor) -> Tensor:
-    """[n, groups, bytes] → [n, groups, 2, bytes]: the low halves of each group's bytes, then the high ones."""
-    return torch.stack((packed & 15, packed >> 4), dim=2)
+def _bits(blocks: Tensor, places: Places, count: int, width: int) -> Tensor:
+    """Return `count` small integers [n, count] of `width` bits; `places` says for numbers 0, 1, … in which byte of the
+    block each lies, and how many bits from its low end."""
+    byte, shift = places(torch.arange(count))
+    return blocks.index_select(1, byte) >> shift.to(torch.uint8) & (1 << width) - 1
 
 
-def _inverse(scale: Tensor) -> Tensor:
-    return torch.where(scale == 0, torch.zeros_like(scale), 1.0 / scale)
+def _scaled(numbers: Tensor, factors: Tensor, minima: Tensor | None = None) -> Tensor:
+    """Multiply runs of equal length of `numbers` [n, values] by `factors` [n, runs], and take `minima` away."""
+    product = numbers.unflatten(1, (factors.shape[1], -1)) * factors[:, :, None]
+    return (product if minima is None else product.sub_(minima[:, :, None])).flatten(1)
+
+
+def _over(numbers: Tensor, scale: Tensor) -> Tensor:
+    """numbers / scale as ggml computes it, by the reciprocal; 0 where the scale is."""
+    return numbers * scale.reciprocal().masked_fill(scale == 0, 0)
 
 
 # -- 32 numbers with one scale ----------------------------------------------------------------------------------------
 
 
 def _unpack_q8_0(blocks: Tensor) -> Tensor:
-    return blocks[:, 2:].contiguous().view(torch.int8).float() * _half(blocks, 0)
+    return _half(blocks, 0) * blocks[:, 2:].contiguous().view(torch.int8)
 
 
 def _pack_q8_0(numbers: Tensor) -> Tensor:
-    x = numbers.float()
-    scale = x.abs().amax(dim=1, keepdim=True) / 127
-    scaled = x * _inverse(scale)
-    whole = (torch.floor(scaled.abs() + 0.5) * scaled.sign()).to(torch.int8)  # C's roundf: halves go outwards
-    return torch.cat((scale.half().view(torch.uint8), whole.view(torch.uint8)), dim=1)
+    scale = torch.linalg.vector_norm(numbers.float(), torch.inf, dim=1, keepdim=True) / 127
+    q = _over(numbers.float(), scale)
+    q = torch.trunc(q + q.sign() / 2).to(torch.int8)  # halves go outwards
+    return torch.cat((scale.half().view(torch.uint8), q.view(torch.uint8)), 1)
 
 
 def _unpack_q4_0(blocks: Tensor) -> Tensor:
-    q = _nibbles(blocks[:, None, 2:]).reshape(-1, 32)
-    return (q.float() - 8) * _half(blocks, 0)
+    return _half(blocks, 0) * (_bits(blocks, lambda i: (2 + i % 16, i // 16 * 4), 32, 4).float() - 8)
 
 
 def _pack_q4_0(numbers: Tensor) -> Tensor:
-    x = numbers.float()
-    # The number of largest magnitude becomes -8 exactly, whatever its sign.
-    largest = x.gather(1, x.abs().argmax(dim=1, keepdim=True))
-    scale = largest / -8
-    q = torch.trunc(x * _inverse(scale) + 8.5).clamp(0, 15).to(torch.uint8)
-    return torch.cat((scale.half().view(torch.uint8), q[:, :16] | (q[:, 16:] << 4)), dim=1)
+    # The first of those of largest magnitude becomes -8 exactly, whatever its sign.
+    magnitude, place = numbers.float().abs().sort(dim=1, descending=True, stable=True)
+    scale = magnitude[:, :1] * numbers.float().take_along_dim(place[:, :1], 1).sign() / -8
+    q = (_over(numbers.float(), scale) + 8.5).floor().clamp(0, 15).to(torch.uint8)
+    return torch.cat((scale.half().view(torch.uint8), q[:, :16] + q[:, 16:] * 16), 1)
 
 
 # -- 256 numbers with scales that are themselves small integers -------------------------------------------------------
 
 
+def _six_bits(blocks: Tensor, low: Places, high: Places, count: int) -> Tensor:
+    """Return integers of six bits [n, count], whose four low and two high bits lie apart."""
+    return _bits(blocks, low, count, 4) + _bits(blocks, high, count, 2) * 16
+
+
 def _unpack_q4_k(blocks: Tensor) -> Tensor:
-    # Eight groups of 32: scale and minimum have six bits each; the upper two of the last four lie apart.
-    a, b, c = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
-    scales = torch.cat((a & 63, (c & 15) | (a >> 6) << 4), dim=1).float() * _half(blocks, 0)
-    minima = torch.cat((b & 63, (c >> 4) | (b >> 6) << 4), dim=1).float() * _half(blocks, 2)
-    q = _nibbles(blocks[:, 16:].reshape(-1, 4, 32)).reshape(-1, 8, 32)
-    return (scales[:, :, None] * q.float() - minima[:, :, None]).reshape(-1, 256)
+    # Eight runs of 32 have a scale and a minimum each. Those of the first four fill the low six bits of bytes 4-7 and
+    # 8-11; of the last four, the low bits share bytes 12-15, and the high bits are what was left of the former.
+    first = torch.arange(8) < 4
+    scales = _six_bits(
+        blocks,
+        lambda j: (torch.where(first, 4 + j, 8 + j), 0 * j),
+        lambda j: (torch.where(first, 4 + j, j), torch.where(first, 4, 6)),
+        8,
+    )
+    minima = _six_bits(
+        blocks,
+        lambda j: (8 + j, torch.where(first, 0, 4)),
+        lambda j: (torch.where(first, 8 + j, 4 + j), torch.where(first, 4, 6)),
+        8,
+    )
+    q = _bits(blocks, lambda i: (16 + i // 64 * 32 + i % 32, i // 32 % 2 * 4), 256, 4)
+    return _scaled(q, scales * _half(blocks, 0), minima * _half(blocks, 2))
 
 
 def _unpack_q6_k(blocks: Tensor) -> Tensor:
-    # Two halves of 128: four low bits (the low halves of 64 bytes, then the high ones) and two high bits.
-    low = _nibbles(blocks[:, :128].reshape(-1, 2, 64)).reshape(-1, 2, 4, 32)
-    high = blocks[:, 128:192].reshape(-1, 2, 1, 32)
-    high = torch.cat([high >> shift & 3 for shift in (0, 2, 4, 6)], dim=2)
-    q = (low | high << 4).float() - 32
-    scales = blocks[:, 192:208].contiguous().view(torch.int8).float() * _half(blocks, 208)
-    return (q.reshape(-1, 16, 16) * scales[:, :, None]).reshape(-1, 256)
+    # Two halves of four runs of 32: 64 bytes hold the low bits of two runs each, 32 bytes the high bits of all four.
+    q = _six_bits(
+        blocks,
+        lambda i: (i // 128 * 64 + i % 64, i // 64 % 2 * 4),
+        lambda i: (128 + i // 128 * 32 + i % 32, i // 32 % 4 * 2),
+        256,
+    )
+    return _scaled(q.float() - 32, blocks[:, 192:208].contiguous().view(torch.int8) * _half(blocks, 208))
 
 
 F32 = Storage("F32", 0, 1, 4, *_plain(torch.float32))

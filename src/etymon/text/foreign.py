@@ -14,22 +14,6 @@ from etymon.text.rules import Rules
 _NAMES = ("tokenizer.json", "vocab.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model")
 _LAST = ("*.tiktoken", "*.model", "vocab.txt")
 EXPECTED = "tokenizer.json, tokenizer.model, spiece.model, vocab.json with merges.txt, vocab.txt or *.tiktoken"
-# The class that reads a family's files where tokenizer_config.json does not name one.
-_SCHEMES = {
-    "albert": "AlbertTokenizer",
-    "bart": "BartTokenizer",
-    "deberta": "DebertaTokenizer",
-    "deberta-v2": "DebertaV2Tokenizer",
-    "longformer": "LongformerTokenizer",
-    "mbart": "MBartTokenizer",
-    "qwen2": "Qwen2Tokenizer",
-    "qwen3": "Qwen2Tokenizer",
-    "roberta": "RobertaTokenizer",
-    "t5": "T5Tokenizer",
-    "xlm": "XLMTokenizer",
-    "xlm-roberta": "XLMRobertaTokenizer",
-    "xlnet": "XLNetTokenizer",
-}
 _REFUSED = {
     "XLMTokenizer": "prepares text by the Moses scripts, which no tokenizer.json can say",
     "MarianTokenizer": "has two SentencePiece models for two languages",
@@ -49,7 +33,7 @@ def read_foreign(file: Path, settings: Mapping[str, Any], model_type: str | None
 
     `settings` are those of tokenizer_config.json, `model_type` is that of config.json.
     """
-    scheme = str(settings.get("tokenizer_class") or _SCHEMES.get(model_type or "", "")).removesuffix("Fast")
+    scheme = str(settings.get("tokenizer_class") or _class_of(model_type)).removesuffix("Fast")
     if scheme in _REFUSED:
         raise TokenizerError(f"it is for a {scheme}, which {_REFUSED[scheme]}; convert it to a tokenizer.json first.")
     raw = file.read_bytes()
@@ -68,6 +52,14 @@ def read_foreign(file: Path, settings: Mapping[str, Any], model_type: str | None
             scheme = "XLMRobertaTokenizer"
         rules = sentencepiece.convert(sentencepiece.parse(raw), scheme, settings)
     return Rules(rules.data, rules.settings | {"tokenizer_class": "PreTrainedTokenizerFast"})
+
+
+def _class_of(model_type: str | None) -> str:
+    """Return the class that reads the files of this family's models, "" where these tell by themselves."""
+    from etymon.families import families  # which needs torch
+
+    named = (family for family in families().values() if family.tokenizer)
+    return next((family.tokenizer for family in named if family.model_type == model_type), "")
 
 
 def read_added(directory: Path) -> dict[str, dict[str, Any]]:
