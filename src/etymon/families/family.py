@@ -43,7 +43,7 @@ class Family:
     patterns in older names. A family that was never published has no format; one published as another family's
     (Galactica as OPT) has no `read`. `origin` is its place in the lineage; `sign` is a key of its configs that tells
     them from others of `model_type`. `objective` is what it is pretrained by (None: what follows from its stacks, see
-    `etymon.objectives.choice`), `tokenizer` the published class that reads its tokenizer files, where these do not tell.
+    `etymon.objectives.choice`), `tokenizer` the class that reads its tokenizer files, where these do not tell.
     """
 
     name: str
