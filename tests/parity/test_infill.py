@@ -15,10 +15,10 @@ from test_goldens_encoders import GOLDENS, assert_saved_alike, golden, loaded
 from torch import Tensor
 
 from etymon.errors import ConfigError, DataError
-from etymon.families import family_named
+from etymon.families import ConfigReader, family_named, family_of_model_type
 from etymon.families.descent import with_attention
 from etymon.nn import Model, build
-from etymon.spec import Causal, Rope
+from etymon.spec import Causal, Infill, Rope
 
 
 def test_glm(tmp_path: Path) -> None:
@@ -179,6 +179,22 @@ def test_glm_130b_stands_still_at_a_mask_and_goes_on_after_the_other(tmp_path: P
     state = model.new_state(1, 8)
     parts = [model(chunk, state=state).logits for chunk in text.split((5, 1, 1), 1)]
     assert relative(torch.cat(parts, 1), model(text).logits) < TOLERANCE
+
+
+@pytest.mark.parametrize(("vocab", "first"), [(130528, 130000), (150528, 150000)])
+def test_either_release_of_chatglm_knows_its_special_ids(vocab: int, first: int) -> None:
+    values = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 4, "inner_hidden_size": 48}
+    reader = ConfigReader(values | {"vocab_size": vocab, "position_encoding_2d": True}, "config.json")
+    spec = family_named("chatglm").read(reader)
+    reader.finish()
+    assert spec.trunk.visibility == Infill(begin=first + 4, blanks=(first + 1, first))
+    assert spec.tied and spec.context == 2048
+
+
+def test_glm_4_is_another_family_of_the_same_model_type() -> None:
+    keys = {"block_position_encoding": True}
+    assert family_of_model_type("glm", "config.json", keys.keys()).name == "glm"
+    assert family_of_model_type("glm", "config.json").name == "glm4"
 
 
 @pytest.mark.parametrize("axes", [2, 3])

@@ -107,10 +107,13 @@ def family_named(name: str) -> Family:
 
 
 def family_of_model_type(model_type: str, where: str, keys: Collection[str] = ()) -> Family:
-    """Return the family that reads configs of this `model_type`, with these `keys`. Raises ConfigError that names the
-    nearest one."""
+    """Return the family that reads configs of this `model_type` ("" where they name none), with these `keys`. Raises
+    ConfigError that names the nearest one."""
     readers = [family for family in families().values() if family.read is not None]
-    readers = [family for family in readers if not family.sign] + [f for f in readers if f.sign and f.sign in keys]
+    signed = [family for family in readers if family.sign in keys]
+    if not model_type and signed:
+        return signed[0]
+    readers = [f for f in readers if f.sign and f not in signed] + [f for f in readers if not f.sign] + signed
     known = {model_type: family for family in readers for model_type in (family.model_type, *family.older_types)}
     if model_type not in known:
         listing = ", ".join(known)

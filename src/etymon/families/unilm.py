@@ -22,7 +22,7 @@ ARCHITECTURES = ("BertForPreTrainingLossMask", "BertForSeq2SeqDecoder", "BertMod
 
 
 def read(reader: ConfigReader) -> ModelSpec:
-    """Read a `config.json` of UniLM, to which "model_type": "unilm" may have to be added.
+    """Read a `config.json` of UniLM, which may name no model type.
 
     Raises ConfigError for the variations of its code that no published checkpoint uses.
     """
@@ -56,6 +56,7 @@ FAMILY = Family(
         reference=Recorded("microsoft/unilm"),
     ),
     model_type="unilm",
+    sign="relax_projection",
     architecture="BertForPreTrainingLossMask",
     build=build,
     sizes={

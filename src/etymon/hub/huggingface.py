@@ -26,7 +26,7 @@ def read_spec(directory: Path) -> tuple[ModelSpec, Family]:
     path = directory / "config.json"
     values = read_json(path)
     take_packing(values, str(path))
-    read = family_of_model_type(str(values.get("model_type")), str(path), values.keys()).read
+    read = family_of_model_type(str(values.get("model_type") or ""), str(path), values.keys()).read
     assert read is not None
     reader = ConfigReader(values, str(path))
     spec = read(reader)
