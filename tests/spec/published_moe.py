@@ -6,6 +6,7 @@ PUBLISHED: dict[str, int | str] = {
     "qwen3-30b-a3b": 30_532_122_624,
     "qwen3-235b-a22b": 235_093_634_560,
     "olmoe-1b-7b": 6_919_161_856,
+    "deepseek-moe-16b": 16_375_728_128,
     "deepseek-v2-lite": 15_706_484_224,
     "deepseek-v2": 235_741_434_880,
     "deepseek-v3": "671.03B",  # without the layer that predicts a second token, which brings the files to 685 billion
@@ -31,6 +32,7 @@ ACTIVE: dict[str, str] = {
     "qwen3-30b-a3b": "3.4B",  # "3.3B" on the card, of 3.353 billion
     "qwen3-235b-a22b": "22B",
     "olmoe-1b-7b": "1.3B",
+    "deepseek-moe-16b": "2.8B",
     "deepseek-v2-lite": "2.7B",  # "2.4B" in the paper, which leaves out the token embedding (0.21 billion)
     "deepseek-v2": "21B",
     "deepseek-v3": "38B",  # "37B" in the paper: 37.55 billion with the token embedding, 36.6 without

@@ -227,7 +227,7 @@ FAMILY = Family(
     paper="https://arxiv.org/abs/2405.04434",
     origin=Origin(
         published="2024-05",
-        parents=("llama", "mixtral"),
+        parents=("deepseek_moe",),
         brought="a state of one short vector per token, fine-grained experts beside shared ones",
         reference=Running(),
     ),
