@@ -23,7 +23,7 @@ def test_the_whole_tree() -> None:
     lines = output.splitlines()
     assert lines[0].startswith("1998-08  n-gram")
     (llama,) = (line for line in lines if "2023-02  LLaMA" in line)
-    assert "rotary positions, untied head, RMSNorm" in llama and llama.strip("│ ").startswith(("├", "╰"))
+    assert "rotary positions, gated silu, RMSNorm" in llama and llama.strip("│ ").startswith(("├", "╰"))
     assert any("Vicuna" in line for line in lines)
 
 

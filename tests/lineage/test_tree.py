@@ -143,11 +143,12 @@ def test_rows_that_take_turns() -> None:
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("llama", "rotary positions, untied head, RMSNorm, no windows, gated silu, no biases"),
+        ("llama", "rotary positions, gated silu, RMSNorm, no windows, untied head, no biases"),
         ("gpt2", "norms before sublayers"),
         ("gpt_bigcode", "multi-query attention"),
-        ("bloom", "ALiBi, embeddings normalised, no windows"),
-        ("mixtral", "rotary base 1,000,000, no windows, 8 experts, 2 for each token"),
+        ("bloom", "ALiBi, no windows, embeddings normalised"),
+        ("mixtral", "8 experts, 2 for each token, no windows, rotary base 1,000,000"),
+        ("longllama", "memory attention in 3 of 32 layers"),
         ("codegen", "the same design"),
     ],
 )

@@ -18,6 +18,7 @@ from etymon.spec import Block, ModelSpec, Norm, Parallel, Rope, Stack, Sub
 
 ABSENT = "–"
 SIZES = {"heads", "head_dim", "hidden", "width", "inner", "rank", "length", "vocab", "dim", "context", "depth", "start"}
+IDS = {"begin", "blanks", "padding"}  # ids of tokens say nothing about a design
 
 USUAL = ("one for each head", "as the stream", "all", "1/√head")  # what is not worth a word inside of brackets
 
@@ -121,15 +122,17 @@ class _Shapes:
                 shown[field.name] = self.value(getattr(stack, field.name))
         for role in dict.fromkeys(sub.op.name for block in blocks for sub in block.subs):
             subs = [sub for block in blocks for sub in block.subs if sub.op.name == role]
-            shown[role] = _Turns([self.sublayer(sub) for sub in subs])
+            shown[role] = _Turns([self.sublayer(sub, stack.depth) for sub in subs])
         return Shape("stack", shown)
 
-    def sublayer(self, sub: Sub) -> Shape:
+    def sublayer(self, sub: Sub, depth: int) -> Shape:
         """An operator with what its sublayer says beside the norms."""
         op = self.value(sub.op)
         beside = {field.name: field for field in fields(sub) if field.name not in ("op", "pre", "branch", "post")}
         usual = {name for name, field in beside.items() if getattr(sub, name) == field.default}
         shown = {name: self.value(getattr(sub, name)) for name in beside}
+        if not self.sizes and math.isclose(sub.alpha, math.sqrt(2 * depth)):
+            shown["alpha"] = "√(2 × layers)"
         return Shape(op.kind, op.fields | shown, op.usual | usual)
 
     def value(self, value: Any) -> Any:
@@ -142,7 +145,7 @@ class _Shapes:
         if not self.sizes:
             meaning = self.meaning(value)
             usual |= {name for name, text in meaning.items() if text in USUAL}
-            shown = {name: item for name, item in (shown | meaning).items() if name not in SIZES}
+            shown = {name: item for name, item in (shown | meaning).items() if name not in SIZES | IDS}
         return Shape(type(value).__name__, shown, frozenset(usual))
 
     def meaning(self, value: Any) -> dict[str, Any]:

@@ -7,8 +7,22 @@ from collections.abc import Callable
 
 from etymon.lineage.differences import ABSENT, Change
 
+POSITIONAL = {
+    "ALiBi": "ALiBi",
+    "BucketBias": "relative positions in buckets",
+    "RelativeSinusoids": "relative positions",
+    "Disentangled": "positions apart from contents",
+}
+VIEWS = {"Permuted": "words in any order", "Infill": "blanks filled"}
+FIRST = (
+    *("stacks", "visibility", "attention", "recurrence", "ssm", "time_mix", "channel_mix", "ffn"),
+    *("norm", "norm place", "wiring", "attention.keys", "attention.qk_norm", "attention.window"),
+)
 POSITIONS = ("embed.position", "attention.rope", "attention.scores", "relative")
-MINOR = re.compile(r"eps$|embed\.(position\.|segments|scale)|final norm|\.scale$|head\.(projection|bias|scale)|offset$")
+MINOR = re.compile(
+    r"eps$|offset$|\.scale$|^final norm|^relative\.|^head\.(projection|bias)"
+    r"|^embed\.(position\.|segments|tasks|languages)"
+)
 WORDS: dict[str, Callable[[str, str], str]] = {
     "stacks": lambda old, new: new if " and " in new else f"{new} alone",
     "norm": lambda old, new: re.sub(r"\(.*\)", "", new),
@@ -20,7 +34,10 @@ WORDS: dict[str, Callable[[str, str], str]] = {
         "after the sum": "norms after the sum",
         "before and behind": "norms on both sides",
     }.get(new, ""),
-    "wiring": lambda old, new: "sublayers side by side" if new == "parallel" else "sublayers in sequence",
+    "wiring": lambda old, new: {
+        "parallel": "sublayers side by side",
+        "sequential": "sublayers in sequence",
+    }.get(new, ""),
     "shared weights": lambda old, new: "one block for all layers" if new == "yes" else "blocks of their own",
     "embed.norm": lambda old, new: "embeddings normalised" if old == ABSENT else "",
     "embed.projection": lambda old, new: "embeddings factorised" if old == ABSENT else "",
@@ -41,7 +58,11 @@ WORDS: dict[str, Callable[[str, str], str]] = {
     "attention.rope.base": lambda old, new: "rotary bases in turn" if "turn" in new else f"rotary base {new}",
     "attention.rope.scaling": lambda old, new: _scaling(new),
     "attention.rope.part": lambda old, new: f"rotary on {new} of each head",
-    "attention": lambda old, new: _kind(new) if new != ABSENT else "",
+    "attention.scores": lambda old, new: "" if _type(new) in (*POSITIONAL, ABSENT) else _kind(new),
+    "attention.alpha": lambda old, new: "a weighted stream (DeepNorm)" if "layers" in new else "",
+    "ffn.alpha": lambda old, new: "",
+    "visibility": lambda old, new: VIEWS.get(_type(new), ""),
+    "attention": lambda old, new: _attention(new) if new != ABSENT else "",
     "ffn": lambda old, new: _feed_forward(new) if new != ABSENT else "",
     "ffn.activation": lambda old, new: new,
     "ffn.experts": lambda old, new: f"{new} experts",
@@ -51,9 +72,12 @@ WORDS: dict[str, Callable[[str, str], str]] = {
 
 
 def phrase(changes: list[Change], most: int = 6) -> str:
-    """Return what changed in a few words; "the same design" where nothing did, and the fields where it was nothing
-    that a person would name."""
-    found = [_positions(changes), *map(_words, changes), _biases(changes)]
+    """Return what changed in a few words, what matters most first; "the same design" where nothing did, and the fields
+    where it was nothing that a person would name."""
+    ordered = sorted(changes, key=lambda change: FIRST.index(change.where) if change.where in FIRST else len(FIRST))
+    found = [_words(change) for change in ordered]
+    at = sum(change.where in FIRST[:1] for change in ordered)
+    found = [*found[:at], _positions(changes), *found[at:], _biases(changes)]
     said = list(dict.fromkeys(filter(None, found)))
     if not said:
         return "only " + ", ".join(change.where for change in changes[:3]) if changes else "the same design"
@@ -61,7 +85,11 @@ def phrase(changes: list[Change], most: int = 6) -> str:
 
 
 def _words(change: Change) -> str:
-    if change.where in POSITIONS or change.where.endswith("bias") or MINOR.search(change.where):
+    if (
+        change.where in ("embed.position", "attention.rope", "relative")
+        or change.where.endswith("bias")
+        or MINOR.search(change.where)
+    ):
         return WORDS[change.where](change.before, change.after) if change.where in WORDS else ""
     if change.where in WORDS:
         return WORDS[change.where](change.before, change.after)
@@ -84,9 +112,9 @@ def _positions(changes: list[Change]) -> str:
         return f"rotary positions on {part[0]}" if part else "rotary positions"
     for where in ("attention.scores", "relative", "embed.position"):
         if where in new:
-            kind = re.sub(r"\(.*", "", new[where])
-            plain = {"ALiBi": "ALiBi", "BucketBias": "relative positions in buckets"}
-            return plain.get(kind, "relative positions" if "Relative" in kind else f"{_kind(kind)} positions")
+            kind = _type(new[where])
+            if where == "embed.position" or kind in POSITIONAL:
+                return POSITIONAL.get(kind, f"{_kind(kind)} positions")
     return ""
 
 
@@ -103,6 +131,15 @@ def _biases(changes: list[Change]) -> str:
         )
     attention = found.get("attention.bias")
     return {"qkv": "biases on q, k, v", "o": "no biases on q, k, v", "qkvo": "biases"}.get(attention or "", "")
+
+
+def _attention(new: str) -> str:
+    some = re.search(r"; in (\d+ of \d+ layers) (\w+)", new)
+    return f"{_kind(some[2])} in {some[1]}" if some else _kind(new)
+
+
+def _type(text: str) -> str:
+    return re.sub(r"\(.*", "", text)
 
 
 def _window(new: str) -> str:
