@@ -29,14 +29,6 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Retrieved:
-    """What was retrieved for the chunks of a call: `ids` [batch, chunks, passages, length] and their `vectors`."""
-
-    ids: Tensor
-    vectors: Tensor
-
-
-@dataclass(frozen=True)
 class Passages:
     """Encoded passages [batch, 1 + chunks, keys, width] of the chunk before a call, if `reached` [batch, 1 + chunks],
     and of those in it; which are `real`; their `places` [1, keys]. The call's tokens, behind `left` others, form groups
@@ -89,10 +81,10 @@ class Layout:
         shape: tuple[int, int],
         device: torch.device,
         *,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        documents: Tensor | None,
-        state: State | None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        documents: Tensor | None = None,
+        state: State | None = None,
     ) -> None:
         self.batch, self.time = shape
         self.device = device
@@ -101,7 +93,7 @@ class Layout:
         self.source: Source | None = None
         self.chosen: Chosen | None = None
         self.languages: Tensor | None = None  # [batch, time], where operators differ by language
-        self.retrieved: Retrieved | None = None
+        self.retrieved: tuple[Tensor, Tensor] | None = None  # ids [batch, chunks, passages, length], their vectors
         self.passages: Passages | None = None
         self.order: Order | None = None
         self.division: Division | None = None

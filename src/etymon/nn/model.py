@@ -22,7 +22,7 @@ from etymon.nn.memory import divide
 from etymon.nn.moe import ExpertLinear, MoE, Router, balance_loss, z_loss
 from etymon.nn.norm import RMSNorm
 from etymon.nn.permutation import Order
-from etymon.nn.retrieval import Neighbours, read_retrieved
+from etymon.nn.retrieval import Neighbours
 from etymon.nn.scores import RelativeSinusoids
 from etymon.nn.sliding import GlobalLocalAttention
 from etymon.nn.state import Cell, Mixer, State
@@ -58,7 +58,6 @@ class Model(nn.Module):
         self.encoder = None if spec.encoder is None else Stack(spec.encoder, spec.dim)
         self.decoder = None if spec.decoder is None else Stack(spec.decoder, spec.dim)
         self.head = build_head(spec.head, spec.vocab, spec.width)
-        self.retrieves = any(isinstance(x, Neighbours) for x in self.modules())
         self.compares_segments = any(isinstance(x, RelativeSinusoids) and x.s is not None for x in self.modules())
         rule = spec.trunk.visibility
         self.infill = Infill(rule) if isinstance(rule, InfillSpec) else None
@@ -169,9 +168,13 @@ class Model(nn.Module):
         if global_attention_mask is not None:
             layout.choose(global_attention_mask, any(isinstance(x, GlobalLocalAttention) for x in trunk.mixers()))
         if retrieved is not None:
-            if not self.retrieves:
+            if not any(isinstance(mixer, Neighbours) for mixer in trunk.mixers()):
                 raise DataError("this model sees no passages: leave out retrieved")
-            layout.retrieved = read_retrieved(retrieved, self.embed, layout.batch)
+            found = retrieved[:, :, None] if retrieved.dim() == 3 else retrieved  # one passage for each chunk
+            if found.dim() != 4 or len(found) != layout.batch:
+                expected = f"({layout.batch}, chunks, passages, length)"
+                raise DataError(f"retrieved has shape {tuple(retrieved.shape)}, expected {expected}")
+            layout.retrieved = (found, self.embed.vectors(found))
         if perm_mask is not None or target_mapping is not None:
             if trunk.query is None:
                 raise DataError("this model has one order: leave out perm_mask and target_mapping")

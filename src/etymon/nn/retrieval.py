@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from etymon import spec
 from etymon.errors import DataError
-from etymon.nn.embed import Embed
-from etymon.nn.layout import Layout, Passages, Retrieved, Source
+from etymon.nn.layout import Layout, Passages, Source
 from etymon.nn.linear import Linear
 from etymon.nn.position import rotary_table, rotate
 from etymon.nn.scores import RelativeSinusoids
@@ -63,20 +62,11 @@ class SourceAttention(Mixer):
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 
-def read_retrieved(ids: Tensor, embed: Embed, batch: int) -> Retrieved:
-    """Read the argument of a call, [batch, chunks, passages, length] or, of one passage each, [batch, chunks, length].
-    Raises DataError for other shapes."""
-    ids = ids[:, :, None] if ids.dim() == 3 else ids
-    if ids.dim() != 4 or len(ids) != batch:
-        shape = tuple(ids.shape)
-        raise DataError(f"retrieved has shape {shape}, expected ({batch}, chunks, passages, length)")
-    return Retrieved(ids, embed.vectors(ids))
-
-
 class Neighbours(Mixer):
     """Encodes what was retrieved for the chunks that a call completes, and adds nothing to the stream.
 
-    A state keeps the tokens of the chunk that is not complete, and the passages of the last one that is.
+    A state keeps the tokens of the chunk that is not complete; of the last one that is, the passages, which of their
+    tokens are real, and whether there are any.
     """
 
     def __init__(self, op: spec.Neighbours, dim: int, encoder: nn.Module) -> None:
@@ -85,69 +75,58 @@ class Neighbours(Mixer):
         self.output = None if op.output is None else Linear(op.dim, (op.output.width,), bias=op.output.bias)
 
     def new_state(self, rows: int, capacity: int, dtype: torch.dtype, device: torch.device) -> Vectors:
-        """Allocate the tokens of a chunk, the passages of one, which of theirs are real, and whether there are any."""
+        """Allocate what it keeps of `rows` sequences."""
         keys, width = self.op.passages * self.op.length, self.op.output.width if self.op.output else self.op.dim
-        tokens = torch.empty((rows, self.op.chunk, self.dim), dtype=dtype, device=device)
-        hidden = torch.empty((rows, keys, width), dtype=dtype, device=device)
-        real = torch.empty((rows, keys), dtype=torch.bool, device=device)
-        return Vectors(tokens, hidden, real, torch.empty(rows, dtype=torch.bool, device=device))
+        shapes = (rows, self.op.chunk, self.dim), (rows, keys, width)
+        flags = (torch.empty(shape, dtype=torch.bool, device=device) for shape in ((rows, keys), (rows, 1)))
+        return Vectors(*(torch.empty(shape, dtype=dtype, device=device) for shape in shapes), *flags)
 
     def forward(self, x: Tensor, layout: Layout, cell: Cell | None) -> Tensor:
         """Encode in sight of `x` [batch, time, dim]. Raises DataError where passages are missing, or too many."""
         assert cell is None or isinstance(cell, Vectors)
-        held = None if cell is None else cell.read()
-        if layout.retrieved is not None or (held is not None and bool(held[3].any())):
-            layout.passages = self._passages(x, layout, held)
-        if cell is not None and held is not None:
-            m, found = self.op.chunk, layout.passages
+        tokens, *held = (x[:, :0],) if cell is None else cell.read()
+        if layout.retrieved is not None or (held and bool(held[2].any())):
+            layout.passages = self._passages(x, layout, tokens, held)
+        if cell is not None:
+            found, m = layout.passages, self.op.chunk
             places = (layout.places()[:, -m:] % m)[..., None].expand(len(x), -1, self.dim)
-            tokens = held[0].scatter(1, places, x[:, -m:].to(held[0].dtype))
-            newest = held[1:] if found is None else (found.hidden[:, -1], found.real[:, -1], found.reached[:, -1])
-            cell.write(tokens, *newest)
+            newest = held if found is None else (found.hidden[:, -1], found.real[:, -1], found.reached[:, -1:])
+            cell.write(tokens.scatter(1, places, x[:, -m:].to(tokens.dtype)), *newest)
         return x.new_zeros(())
 
-    def _passages(self, x: Tensor, layout: Layout, held: tuple[Tensor, ...] | None) -> Passages | None:
+    def _passages(self, x: Tensor, layout: Layout, tokens: Tensor, held: list[Tensor]) -> Passages | None:
         """Return the passages of the chunk that was complete before the call, and those of the chunks in it."""
         if layout.ragged or layout.documents is not None:
             raise DataError("passages are for rows of equal length, without documents")
         m, first = self.op.chunk, int(layout.first)
-        chunks = (first + layout.time) // m - first // m
-        given = 0 if layout.retrieved is None else layout.retrieved.ids.shape[1]
+        chunks, found = (first + layout.time) // m - first // m, layout.retrieved
+        given = 0 if found is None else found[0].shape[1]
         if given != chunks:
             raise DataError(f"the call completes {chunks} chunks of {m} tokens, but retrieved is of {given}")
-        tokens = x if held is None else torch.cat((held[0][:, : first % m].to(x.dtype), x), 1)
-        hidden, real = self._encode(tokens[:, : chunks * m], layout.retrieved) if layout.retrieved else (None, None)
-        if held is None:
-            if hidden is None or real is None:
-                return None
-            held = (x, torch.zeros_like(hidden[:, 0]), torch.zeros_like(real[:, 0]), real.new_zeros(len(x)))
-        before, reached = held[1][:, None].to(x.dtype), held[3][:, None]
-        whole = held[2][:, None] | ~reached[..., None]  # what nobody reaches is no softmax over nothing either
-        if hidden is not None and real is not None:
-            if hidden.shape[2] != before.shape[2]:
-                raise DataError(f"a state holds {self.op.passages} passages of {self.op.length} tokens for a chunk")
-            before, whole = torch.cat((before, hidden), 1), torch.cat((whole, real), 1)
-            reached = F.pad(reached, (0, chunks), value=True)
-        length = self.op.length if layout.retrieved is None else layout.retrieved.ids.shape[3]
-        places = torch.arange(whole.shape[2], device=x.device)[None] % length
-        return Passages(before, whole, reached, places, first % m + 1)
+        length = self.op.length if found is None else found[0].shape[3]
+        parts = []
+        if found is not None and chunks:
+            parts.append(self._encode(torch.cat((tokens[:, : first % m].to(x.dtype), x), 1)[:, : chunks * m], *found))
+            held = held or [part[:, 0] for part in parts[0]] + [x.new_zeros((len(x), 1), dtype=torch.bool)]
+        if not held:
+            return None
+        before, real, reached = (part[:, None] for part in held)
+        if parts and parts[0][0].shape[2] != before.shape[2]:
+            raise DataError(f"a state holds {self.op.passages} passages of {self.op.length} tokens for a chunk")
+        parts.insert(0, (before.to(x.dtype), real | ~reached))  # what nobody reaches is no softmax over nothing either
+        hidden, real = (torch.cat(part, 1) for part in zip(*parts, strict=True))
+        places = torch.arange(real.shape[2], device=x.device)[None] % length
+        return Passages(hidden, real, F.pad(reached[:, 0], (0, chunks), value=True), places, first % m + 1)
 
-    def _encode(self, tokens: Tensor, found: Retrieved) -> tuple[Tensor, Tensor]:
-        """Return the encoded passages [batch, chunks, passages * length, width] of chunks of `tokens` [batch, chunks *
-        chunk, dim], and which of theirs are real."""
-        batch, chunks, passages, length = found.ids.shape
-        real = found.ids != self.op.padding
-        inner = Layout(
-            (batch * chunks * passages, length),
-            tokens.device,
-            attention_mask=real.flatten(0, 2),
-            position_ids=None,
-            documents=None,
-            state=None,
-        )
-        context = tokens.reshape(batch * chunks, self.op.chunk, -1).repeat_interleave(passages, 0)
-        inner.source = Source(context, self.op.chunk, None, torch.arange(self.op.chunk, device=tokens.device)[None])
-        hidden = self.encoder(found.vectors.flatten(0, 2), inner, None, None)
+    def _encode(self, tokens: Tensor, ids: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Return encoded passages [batch, chunks, passages * length, width], in sight of chunks of `tokens` [batch,
+        chunks * chunk, dim], and which of theirs are real."""
+        m, real = self.op.chunk, ids != self.op.padding
+        batch, chunks, passages, length = ids.shape
+        inner = Layout((batch * chunks * passages, length), ids.device, attention_mask=real.flatten(0, 2))
+        context = tokens.reshape(batch * chunks, m, -1).repeat_interleave(passages, 0)
+        inner.source = Source(context, m, None, torch.arange(m, device=ids.device)[None])
+        hidden = self.encoder(vectors.flatten(0, 2), inner, None, None)
         hidden = hidden if self.output is None else self.output(hidden)
         return hidden.view(batch, chunks, passages * length, -1), real.flatten(2)
 
@@ -172,7 +151,7 @@ class ChunkedCrossAttention(Mixer):
         (B, T, D), groups = x.shape, found.hidden.shape[1]
         x = F.pad(x, (0, 0, found.left, groups * m - found.left - T)).view(B * groups, m, D)
         places = torch.tensor(self.op.places or range(m - 1, 2 * m - 1), device=x.device)[None]
-        inner = Layout((B * groups, m), x.device, attention_mask=None, position_ids=places, documents=None, state=None)
+        inner = Layout((B * groups, m), x.device, position_ids=places)
         real = found.real.flatten(0, 1)[:, None, None]
         inner.source = Source(found.hidden.flatten(0, 1), real.shape[3], real, found.places)
         y = self.cross(x, inner, None).view(B, groups, m, D).masked_fill(~found.reached[..., None, None], 0.0)
