@@ -127,6 +127,40 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "use_cache": True,
         "vocab_size": 262144,
     },
+    "chatglm2/chatglm3-6b": {
+        "_name_or_path": "THUDM/chatglm3-6b",
+        "model_type": "chatglm",
+        "architectures": ["ChatGLMModel"],
+        "auto_map": {"AutoConfig": "configuration_chatglm.ChatGLMConfig"},
+        "add_bias_linear": False,
+        "add_qkv_bias": True,
+        "apply_query_key_layer_scaling": True,
+        "apply_residual_connection_post_layernorm": False,
+        "attention_dropout": 0.0,
+        "attention_softmax_in_fp32": True,
+        "bias_dropout_fusion": True,
+        "ffn_hidden_size": 13696,
+        "fp32_residual_connection": False,
+        "hidden_dropout": 0.0,
+        "hidden_size": 4096,
+        "kv_channels": 128,
+        "layernorm_epsilon": 1e-05,
+        "multi_query_attention": True,
+        "multi_query_group_num": 2,
+        "num_attention_heads": 32,
+        "num_layers": 28,
+        "original_rope": True,
+        "padded_vocab_size": 65024,
+        "post_layer_norm": True,
+        "rmsnorm": True,
+        "seq_length": 8192,
+        "use_cache": True,
+        "torch_dtype": "float16",
+        "transformers_version": "4.30.2",
+        "tie_word_embeddings": False,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    },
     "glm4_0414/glm-4-9b-0414": {
         "architectures": ["Glm4ForCausalLM"],
         "attention_bias": True,
@@ -222,3 +256,15 @@ def test_a_key_that_nobody_knows_is_named(size: str) -> None:
     read(reader)
     with pytest.raises(ConfigError, match="'use_parallel_universe'"):
         reader.finish()
+
+
+def test_glm4_is_the_same_in_both_of_its_formats() -> None:
+    first = {"hidden_size": 4096, "ffn_hidden_size": 13696, "num_layers": 40, "padded_vocab_size": 151552}
+    first |= {"layernorm_epsilon": 1.5625e-07, "rope_ratio": 500, "seq_length": 131072, "vocab_size": 151552}
+    config = CONFIGS["chatglm2/chatglm3-6b"] | first
+    read = family_named("chatglm").read
+    assert read is not None
+    spec, published = read(ConfigReader(config, "config.json")), family_named("glm4").spec("glm-4-9b-chat")
+    assert dataclasses.replace(spec, name=published.name, family="glm4") == published
+    with pytest.raises(ConfigError, match="rope_ratio"):  # which stretches positions in one published model
+        read(ConfigReader(config | {"padded_vocab_size": 65024}, "config.json"))

@@ -28,6 +28,7 @@ SAID: dict[str, dict[str, Any]] = {
     "codegen1": {"tie_word_embeddings": False},  # the original code does not tie, whatever its config says
     "codegen2": {"auto_map": {"AutoModelForCausalLM": "modeling_codegen.CodeGenForCausalLM"}},
     "moss": {},
+    "chatglm3": {},
 }
 
 

@@ -42,6 +42,8 @@ PUBLISHED: dict[str, int | str] = {
     "gemma3-4b": 3_880_263_168,  # of the text model, as are those below
     "gemma3-12b": 11_766_034_176,
     "gemma3-27b": 27_009_346_304,
+    "chatglm2-6b": 6_243_584_000,
+    "chatglm3-6b": 6_243_584_000,
     "glm-4-9b": 9_399_951_360,
     "glm-4-9b-chat": 9_399_951_360,
     "glm-4-9b-0414": 9_400_279_040,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from etymon.families import glm130b
+from etymon.families import chatglm2, glm130b
 from etymon.families.family import Family, extends
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
@@ -25,7 +25,9 @@ def build(**dimensions: Any) -> ModelSpec:
 
 
 def read(reader: ConfigReader) -> ModelSpec:
-    """Read a `config.json` of model type "chatglm", as the 6B of the first generation has it."""
+    """Read a `config.json` of model type "chatglm", of the first generation or (`chatglm2.py`) of a later one."""
+    if "multi_query_attention" in reader:
+        return chatglm2.read(reader)
     reader.expect("position_encoding_2d", True)
     reader.expect("quantization_bit", 0)
     reader.expect("pre_seq_len", None)

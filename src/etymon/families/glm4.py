@@ -69,12 +69,16 @@ LAYER: Names = {
 }
 
 
-def weights(spec: ModelSpec) -> Iterator[Rule]:
-    """List the tensors in published order."""
+def halves(spec: ModelSpec) -> PermuteRotary:
+    """Return the operation that turns neighbouring rotary pairs of queries and keys into halves."""
     attention = attention_of(spec)
     assert attention.rope is not None
-    halves = PermuteRotary(attention.heads + attention.kv_heads, attention.head_dim, attention.rope.dim)
-    return table(spec, LAYER, llama.TOP, {"attention.op.qkv": (halves,)})
+    return PermuteRotary(attention.heads + attention.kv_heads, attention.head_dim, attention.rope.dim)
+
+
+def weights(spec: ModelSpec) -> Iterator[Rule]:
+    """List the tensors in published order."""
+    return table(spec, LAYER, llama.TOP, {"attention.op.qkv": (halves(spec),)})
 
 
 _9B = {"vocab": 151552, "dim": 4096, "layers": 40, "heads": 32, "kv_heads": 2, "hidden": 13696}
@@ -84,7 +88,7 @@ FAMILY = Family(
     paper="https://arxiv.org/abs/2406.12793",
     origin=Origin(
         published="2024-06",
-        parents=("llama", "chatglm"),
+        parents=("chatglm2",),
         brought="an assistant for 26 languages that browses and calls tools",
         reference=Running(),
     ),
