@@ -49,8 +49,7 @@ def read(reader: ConfigReader) -> ModelSpec:
         )
     sizes = llama.read_sizes(reader, context=length)
     reader.expect("num_key_value_heads", None)
-    for key in ("z_loss_weight", "_from_model_config", "gradient_checkpointing_steps"):
-        reader.take(key, object, None)  # they matter to training only
+    reader.skip("z_loss_weight", "_from_model_config", "gradient_checkpointing_steps")
     unit_rows = reader.take("norm_head", bool, NORM_HEAD.get(sizes["vocab"]))
     if unit_rows is None and reader.take("architectures", list, []) == ["BaiChuanForCausalLM"]:
         unit_rows = False  # the spelling of the first 7B model

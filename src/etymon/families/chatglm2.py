@@ -11,9 +11,10 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from etymon.families import glm4, llama
+from etymon.families import glm4
 from etymon.families.descent import attention_of
 from etymon.families.family import Family, extends
+from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -30,60 +31,41 @@ def build(*, name: str = "chatglm2", eps: float = 1e-5, **dimensions: Any) -> Mo
     return dataclasses.replace(glm4.build(name=name, eps=eps, **dimensions), family="chatglm2")
 
 
+KEYS = Keys(
+    vocab="padded_vocab_size",
+    dim="hidden_size",
+    layers="num_layers",
+    heads="num_attention_heads",
+    kv_heads="multi_query_group_num",
+    head_dim="kv_channels",
+    hidden="ffn_hidden_size",
+    context="seq_length",
+    eps=("layernorm_epsilon", 1e-5),
+    tied=("tie_word_embeddings", False),
+)
+FORM = {"rmsnorm": True, "post_layer_norm": True, "original_rope": True, "multi_query_attention": True}
+FORM |= {"add_bias_linear": False, "apply_residual_connection_post_layernorm": False}
+
+
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "chatglm", as all but the first generation have it."""
-    for key in ("attention_softmax_in_fp32", "apply_query_key_layer_scaling", "bias_dropout_fusion", "pre_seq_len"):
-        reader.take(key, object, None)  # how it is computed
-    for key in ("fp32_residual_connection", "prefix_projection", "rope_scaling"):
-        reader.take(key, object, None)
-    reader.expect("add_bias_linear", False)
-    reader.expect("apply_residual_connection_post_layernorm", False)
-    reader.expect("quantization_bit", 0)
-    for key in ("rmsnorm", "post_layer_norm", "original_rope", "multi_query_attention"):
-        reader.expect(key, True)
-    vocab = reader.take("padded_vocab_size", int)
-    reader.take("vocab_size", int, vocab)  # without the padding
-    if vocab != STRETCHES:
+    reader.skip("attention_softmax_in_fp32", "apply_query_key_layer_scaling", "bias_dropout_fusion", "pre_seq_len")
+    reader.skip("fp32_residual_connection", "prefix_projection", "vocab_size")
+    for key, value in ({"quantization_bit": 0} | FORM).items():
+        reader.expect(key, value)
+    sizes = KEYS.read(reader)
+    if sizes["vocab"] != STRETCHES:
         reader.expect("rope_ratio", 1, 1.0)
-    return build(
-        vocab=vocab,
-        dim=reader.take("hidden_size", int),
-        layers=reader.take("num_layers", int),
-        heads=reader.take("num_attention_heads", int),
-        kv_heads=reader.take("multi_query_group_num", int),
-        head_dim=reader.take("kv_channels", int),
-        hidden=reader.take("ffn_hidden_size", int),
-        context=reader.take("seq_length", int),
-        eps=reader.take("layernorm_epsilon", float, 1e-5),
-        rope_base=10000.0 * reader.take("rope_ratio", float, 1.0),
-        qkv_bias=reader.take("add_qkv_bias", bool, False),
-        tied=reader.take("tie_word_embeddings", bool, False),
-    )
+    base, bias = 10000.0 * reader.take("rope_ratio", float, 1.0), reader.take("add_qkv_bias", bool, False)
+    return build(**sizes, rope_base=base, qkv_bias=bias)
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    sizes, attention = llama.write_sizes(spec), attention_of(spec)
+    attention = attention_of(spec)
     assert attention.rope is not None
-    return {
-        "padded_vocab_size": spec.vocab,
-        "hidden_size": spec.dim,
-        "num_layers": len(spec.trunk.blocks),
-        "num_attention_heads": attention.heads,
-        "multi_query_attention": True,
-        "multi_query_group_num": attention.kv_heads,
-        "kv_channels": attention.head_dim,
-        "ffn_hidden_size": sizes["intermediate_size"],
-        "seq_length": spec.context,
-        "layernorm_epsilon": sizes["rms_norm_eps"],
-        "rope_ratio": attention.rope.base / 10000,
-        "add_bias_linear": False,
-        "add_qkv_bias": attention.bias != "",
-        "rmsnorm": True,
-        "post_layer_norm": True,
-        "original_rope": True,
-        "tie_word_embeddings": spec.tied,
-    }
+    rest = {"rope_ratio": attention.rope.base / 10000, "add_qkv_bias": attention.bias != ""}
+    return KEYS.write(spec) | FORM | rest
 
 
 LAYER: Names = {

@@ -76,29 +76,28 @@ def read(reader: ConfigReader) -> ModelSpec:
     models, which name what they have) and "RefinedWeb" (40B)."""
     kind = reader.take("model_type", str, "falcon")
     first, grouped = kind != "falcon", reader.take("new_decoder_architecture", bool, kind == "RefinedWeb")
-    layers, heads, kv_heads = (
-        reader.take(name, int, reader.take(older, int, default))
-        for name, older, default in (
-            ("num_hidden_layers", "n_layer", 32),
-            ("num_attention_heads", "n_head", 71),
-            ("num_kv_heads", "n_head_kv", None),
-        )
-    )
-    dim = reader.take("hidden_size", int, 4544)
+    for key, older in (
+        ("num_hidden_layers", "n_layer"),
+        ("num_attention_heads", "n_head"),
+        ("num_kv_heads", "n_head_kv"),
+    ):
+        reader.same(key, older)
+    dim, heads = reader.take("hidden_size", int, 4544), reader.take("num_attention_heads", int, 71)
     context = reader.take("max_position_embeddings", int, 2048)
     reader.expect("apply_residual_connection_post_layernorm", False)
     reader.take("ff_factor", int, None)  # ffn_hidden_size counts
     alibi = reader.take("alibi", bool, False)
     rope = read_rope(reader, dim=dim // heads, context=context)
     shared = reader.take("multi_query", bool, not first)
+    kv_heads = reader.take("num_kv_heads", int, heads)
     parallel = reader.take("parallel_attn", bool, not first) or grouped
     norms = reader.take("num_ln_in_parallel_attn", int, 2 if grouped else 1)
     return build(
         vocab=reader.take("vocab_size", int, 65024),
         dim=dim,
-        layers=layers,
+        layers=reader.take("num_hidden_layers", int, 32),
         heads=heads,
-        kv_heads=(kv_heads or heads) if grouped else 1 if shared else heads,
+        kv_heads=kv_heads if grouped else 1 if shared else heads,
         hidden=reader.take("ffn_hidden_size", int, None),
         context=context,
         norms=norms if parallel else 0,

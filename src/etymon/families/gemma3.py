@@ -66,11 +66,9 @@ def read(reader: ConfigReader) -> ModelSpec:
     text = reader.take("text_config", dict, None)
     if text is None:
         return read_text(reader)
-    for key in (
-        *("vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index"),
-        *("boi_token_id", "eoi_token_id", "image_token_id"),
-    ):
-        reader.take(key, object, None)  # what is there for images
+    reader.skip("vision_config", "mm_tokens_per_image")  # what is there for images
+    reader.skip("boi_token_index", "eoi_token_index", "image_token_index")
+    reader.skip("boi_token_id", "eoi_token_id", "image_token_id")
     reader.expect("tie_word_embeddings", True)
     inner = ConfigReader(UNSAID | text, f"{reader.where}: text_config")
     spec = read_text(inner)

@@ -16,11 +16,12 @@ from typing import Any
 from etymon.families import gptj, llama
 from etymon.families.descent import attention_of, with_attention, with_blocks
 from etymon.families.family import Family, extends
+from etymon.families.keys import Keys, feed_forward
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
 from etymon.families.weights import Rule
-from etymon.spec import DoublingScaling, Gated, LogScale, ModelSpec
+from etymon.spec import DoublingScaling, LogScale, ModelSpec
 
 
 @extends(llama.build)
@@ -36,52 +37,42 @@ def build(
     return with_blocks(spec, "qwen", lambda block: with_attention(block, **changes))
 
 
+KEYS = Keys(
+    measures={
+        "both": (int, lambda spec: 2 * feed_forward(spec).hidden),  # gate and up
+        "rope_base": (float, lambda spec: rope.base if (rope := attention_of(spec).rope) else 0.0),
+        "dynamic_ntk": (bool, lambda spec: (rope := attention_of(spec).rope) is not None and rope.scaling is not None),
+        "logn": (bool, lambda spec: attention_of(spec).scores is not None),
+    },
+    vocab="vocab_size",
+    dim="hidden_size",
+    layers="num_hidden_layers",
+    heads="num_attention_heads",
+    head_dim=("kv_channels", 128),
+    both="intermediate_size",
+    context=("seq_length", 2048),
+    eps=("layer_norm_epsilon", 1e-6),
+    rope_base=("rotary_emb_base", 10000.0),
+    dynamic_ntk=("use_dynamic_ntk", True),
+    logn=("use_logn_attn", True),
+    tied=("tie_word_embeddings", False),
+)
+FORM = {"rotary_pct": 1.0, "no_bias": True, "scale_attn_weights": True}
+
+
 def read(reader: ConfigReader) -> ModelSpec:
     """Read a `config.json` of model type "qwen"."""
-    for key in (
-        *("emb_dropout_prob", "attn_dropout_prob", "bf16", "fp16", "fp32", "use_flash_attn", "softmax_in_fp32"),
-        *("use_cache_quantization", "use_cache_kernel", "onnx_safe", "max_position_embeddings"),
-    ):
-        reader.take(key, object, None)
-    reader.expect("scale_attn_weights", True)
-    reader.expect("no_bias", True)
-    reader.expect("rotary_pct", 1.0)
-    return build(
-        vocab=reader.take("vocab_size", int),
-        dim=reader.take("hidden_size", int),
-        layers=reader.take("num_hidden_layers", int),
-        heads=reader.take("num_attention_heads", int),
-        head_dim=reader.take("kv_channels", int, 128),
-        hidden=reader.take("intermediate_size", int) // 2,
-        context=reader.take("seq_length", int, 2048),
-        eps=reader.take("layer_norm_epsilon", float, 1e-6),
-        rope_base=reader.take("rotary_emb_base", float, 10000.0),
-        dynamic_ntk=reader.take("use_dynamic_ntk", bool, True),
-        logn=reader.take("use_logn_attn", bool, True),
-        tied=reader.take("tie_word_embeddings", bool, False),
-    )
+    reader.skip("emb_dropout_prob", "attn_dropout_prob", "bf16", "fp16", "fp32", "use_flash_attn", "softmax_in_fp32")
+    reader.skip("use_cache_quantization", "use_cache_kernel", "onnx_safe", "max_position_embeddings")
+    for key, value in FORM.items():
+        reader.expect(key, value)
+    sizes = KEYS.read(reader)
+    return build(hidden=sizes.pop("both") // 2, **sizes)
 
 
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
-    attention, ffn, norm = attention_of(spec), spec.trunk.blocks[0].subs[1].op, spec.trunk.final_norm
-    assert attention.rope is not None and isinstance(ffn, Gated) and norm is not None
-    return {
-        "vocab_size": spec.vocab,
-        "hidden_size": spec.dim,
-        "num_hidden_layers": len(spec.trunk.blocks),
-        "num_attention_heads": attention.heads,
-        "kv_channels": attention.head_dim,
-        "intermediate_size": 2 * ffn.hidden,
-        "seq_length": spec.context,
-        "layer_norm_epsilon": norm.eps,
-        "rotary_emb_base": attention.rope.base,
-        "rotary_pct": 1.0,
-        "use_dynamic_ntk": attention.rope.scaling is not None,
-        "use_logn_attn": attention.scores is not None,
-        "no_bias": True,
-        "tie_word_embeddings": spec.tied,
-    }
+    return KEYS.write(spec) | FORM
 
 
 LAYER: Names = {
