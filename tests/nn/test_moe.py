@@ -13,7 +13,7 @@ from torch import Tensor
 from etymon import spec
 from etymon.errors import ConfigError
 from etymon.families import family_named
-from etymon.nn import Model, build
+from etymon.nn import Model, build, gemm
 from etymon.nn.moe import Chosen, ExpertLinear, MoE, balance_loss, expert_choice, top_k
 from etymon.spec import CapacityFactor, ExpertChoice, Groups, Seats, TopK
 
@@ -152,13 +152,50 @@ def test_a_mixture_is_the_weighted_sum_of_its_experts(kind: str, bias: bool) -> 
     assert torch.allclose(module(x), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_gradients_of_stacked_layers(autocast: bool) -> None:
+    """Those of separate layers, and none for an expert without tokens."""
+    generator = torch.Generator().manual_seed(2)
+    layer = ExpertLinear(4, DIM, (6, 3), bias=True)
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.copy_(torch.randn(p.shape, generator=generator))
+    counts, x = [3, 0, 5, 1], torch.randn(9, DIM, generator=generator, requires_grad=True)
+    dy = torch.randn(9, 9, generator=generator)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = layer(x, counts)
+        pieces = zip(x.split(counts), layer.weight, layer.bias, strict=True)
+        expected = torch.cat([F.linear(*piece) for piece in pieces])
+    assert y.dtype == expected.dtype == (torch.bfloat16 if autocast else torch.float32)
+    leaves = [x, layer.weight, layer.bias]
+    got = torch.autograd.grad(y, leaves, dy.to(y.dtype))
+    for a, b in zip(got, torch.autograd.grad(expected, leaves, dy.to(y.dtype)), strict=True):
+        torch.testing.assert_close(a, b, rtol=2e-2 if autocast else 1e-5, atol=1e-1 if autocast else 1e-5)
+    assert not got[1][1].any() and not got[2][1].any()
+    layer.weight.requires_grad_(False)  # frozen, as under an adapter
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = layer(x, counts)
+    assert torch.equal(torch.autograd.grad(y, x, dy.to(y.dtype))[0], got[0])
+
+
 def test_a_step_of_one_token_touches_the_chosen_experts_only(monkeypatch: pytest.MonkeyPatch) -> None:
     touched: list[int] = []
-    forward = ExpertLinear.forward
-    monkeypatch.setattr(ExpertLinear, "forward", lambda self, x, e: (touched.append(e), forward(self, x, e))[1])
+    linear = gemm.linear
     module = moe(TopK(k=2))
-    module(logits(1, 1, DIM))
-    assert len(touched) == 4 and len(set(touched)) == 2  # up and down of two
+    place = {
+        weight.data_ptr(): expert
+        for stack in (module.experts.up, module.experts.down)
+        for expert, weight in enumerate(stack.weight)
+    }
+
+    def spied(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        touched.append(place.get(weight.data_ptr(), -1))
+        return linear(x, weight, bias)
+
+    monkeypatch.setattr(gemm, "linear", spied)
+    with torch.no_grad():
+        module(logits(1, 1, DIM))
+    assert touched[0] == -1 and len(touched) == 5 and len(set(touched)) == 3  # the router; up and down of two
 
 
 def test_the_router_keeps_its_precision() -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +27,47 @@ class ExpertLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(experts, sum(parts), in_features))
         self.bias = nn.Parameter(torch.zeros(experts, sum(parts))) if bias else None
 
-    def forward(self, x: Tensor, expert: int) -> Tensor:
-        """Apply the layer of one expert to `x` [rows, in]."""
-        return gemm.linear(x, self.weight[expert], None if self.bias is None else self.bias[expert])
+    def forward(self, x: Tensor, counts: Sequence[int]) -> Tensor:
+        """Apply to `x` [rows, in], whose rows are ordered by expert, `counts` of them for each."""
+        weight, bias = self.weight, self.bias
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)  # type: ignore[assignment]
+        return _ExpertLinear.apply(x, weight, bias, counts)
+
+
+class _ExpertLinear(torch.autograd.Function):
+    """Gradients are written straight into one tensor for all experts: that of a single expert, taken out of the stack,
+    would be as large as the stack (measured: 0.06 instead of 1 times the reference's speed with 32 experts)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, counts: Sequence[int]) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        ctx.counts = counts
+        return by_expert(x, counts, lambda rows, e: gemm.linear(rows, weight[e], None if bias is None else bias[e]))
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias = ctx.saved_tensors
+        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        d_bias = None if bias is None else torch.zeros_like(bias)
+        rows_of = iter(x.split([n for n in ctx.counts if n]))
+
+        def apply(rows: Tensor, expert: int) -> Tensor:
+            if d_weight is not None:
+                d_weight[expert] = gemm.matmul(rows.T, next(rows_of))
+            if d_bias is not None:
+                d_bias[expert] = rows.sum(0)
+            return gemm.matmul(rows, weight[expert])
+
+        return by_expert(dy, ctx.counts, apply), d_weight, d_bias, None
+
+
+def by_expert(x: Tensor, counts: Sequence[int], apply: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Apply the layer of every expert that has some to its rows of `x`; nothing is done for the others."""
+    chosen = [expert for expert, rows in enumerate(counts) if rows]
+    pieces = x.split([counts[expert] for expert in chosen])
+    return torch.cat([apply(rows, expert) for rows, expert in zip(pieces, chosen, strict=True)])
 
 
 class Experts(nn.Module):
@@ -42,13 +81,7 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, counts: Sequence[int]) -> Tensor:
         """Apply to `x` [rows, dim], whose rows are ordered by expert, `counts` of them for each."""
-        results, start = [], 0
-        for expert, rows in enumerate(counts):
-            if rows:
-                h = activated(self.op, self.up(x[start : start + rows], expert))
-                results.append(self.down(h, expert))
-                start += rows
-        return torch.cat(results) if results else x
+        return self.down(activated(self.op, self.up(x, counts)), counts)
 
 
 class Router(nn.Module):
@@ -113,7 +146,7 @@ class MoE(nn.Module):
         self.load = torch.bincount(expert, minlength=self.op.experts)
         if self.training:
             self.served = self.load if self.served is None else self.served + self.load
-        results = self.experts(rows[token], self.load.tolist())
+        results = self.experts(rows.index_select(0, token), self.load.tolist())
         results = results * weight[order, None].to(results.dtype)
         y = torch.zeros_like(rows, dtype=results.dtype).index_add(0, token, results)
         if self.shared is not None:
