@@ -123,6 +123,12 @@ FAMILY = Family(
         parents=("bert",),
         brought="the same weights in every layer, and small token vectors",
         reference=Running(),
+        counts={
+            "albert-base-v2": 11_221_680,
+            "albert-large-v2": 16_795_824,
+            "albert-xlarge-v2": 54_821_040,
+            "albert-xxlarge-v2": 206_368_944,
+        },
         claims={
             "albert-base-v2": "12M, more than its code has",
             "albert-large-v2": "18M, more than its code has",

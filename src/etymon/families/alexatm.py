@@ -106,6 +106,7 @@ FAMILY = Family(
         parents=("bart",),
         brought="norms first, denoising mixed with causal language modelling, twelve languages",
         reference=Recorded("amazon-science/alexa-teacher-models"),
+        counts={"alexatm-20b": 18_478_868_976},
         claims={"alexatm-20b": "19.75B, near what three copies of the token vectors would make"},
     ),
     model_type="alexatm",

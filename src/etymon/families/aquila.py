@@ -35,6 +35,8 @@ FAMILY = Family(
         parents=("llama",),
         brought="Chinese and English data under a licence that allows commerce",
         reference=Recorded("FlagAI's aquila2"),
+        counts={"aquila-7b": "7.296B"},
+        claims={"aquila-7b": "7B, by name"},
     ),
     model_type="aquila",
     architecture="AquilaForCausalLM",

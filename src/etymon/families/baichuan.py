@@ -91,6 +91,12 @@ FAMILY = Family(
         parents=("llama",),
         brought="one tokenizer for Chinese and English; from the second generation on, a head of unit rows",
         reference=Recorded("the published model files"),
+        counts={
+            "baichuan-7b": "7.001B",
+            "baichuan-13b": "13.265B",
+            "baichuan2-7b": "7.506B",
+            "baichuan2-13b": "13.897B",
+        },
     ),
     model_type="baichuan",
     architecture="BaichuanForCausalLM",

@@ -198,6 +198,7 @@ FAMILY = Family(
         parents=("marian", "bert"),
         brought="denoising: restore a text from one that was corrupted",
         reference=Running(),
+        counts={"bart-base": 139_470_681, "bart-large": 406_341_721},
     ),
     model_type="bart",
     tokenizer="BartTokenizer",

@@ -68,6 +68,7 @@ FAMILY = Family(
         parents=("glm130b",),
         brought="rotary positions on two axes, and chat as the filling of a blank",
         reference=Recorded("THUDM/chatglm-6b"),
+        counts={"chatglm-6b": "6.173B"},
     ),
     model_type="chatglm",
     architecture="ChatGLMForConditionalGeneration",

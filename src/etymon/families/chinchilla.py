@@ -28,6 +28,7 @@ FAMILY = Family(
         parents=("gopher",),
         brought="as many tokens as a given amount of computing is best spent on",
         reference=Paper(),
+        counts={"chinchilla-70b": "70B"},
     ),
     build=build,
     sizes={"chinchilla-70b": {"dim": 8192, "layers": 80, "heads": 64}},

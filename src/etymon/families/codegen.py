@@ -69,6 +69,7 @@ FAMILY = Family(
         parents=("gptj",),
         brought="programs from a conversation of several turns",
         reference=Running(),
+        counts={"codegen-350m": "356.7M", "codegen-2b": "2.779B", "codegen-6b": "7.064B", "codegen-16b": "16.032B"},
         claims={"codegen-2b": "2.7B, rounded down", "codegen-6b": "6.1B, which its 33 layers exceed"},
     ),
     model_type="codegen",

@@ -35,6 +35,7 @@ FAMILY = Family(
         parents=("codegen",),
         brought="one model for writing, infilling and reading code",
         reference=Recorded("the published model file"),
+        counts={"codegen2-1b": "1.015B", "codegen2-3.7b": "3.641B", "codegen2-7b": "6.863B", "codegen2-16b": "16.032B"},
     ),
     model_type="codegen",
     architecture="CodeGenForCausalLM",

@@ -164,6 +164,7 @@ FAMILY = Family(
         parents=("roberta",),
         brought="content and distance meet crosswise in the scores",
         reference=Running(),
+        counts={"deberta-base": 139_244_121, "deberta-large": 406_264_921, "deberta-xlarge": 758_905_945},
         claims={
             "deberta-base": "134M; how it is counted is not told",
             "deberta-large": "390M; how it is counted is not told",

@@ -106,6 +106,7 @@ FAMILY = Family(
         parents=("llama", "gshard"),
         brought="fine-grained experts, and shared ones that see every token",
         reference=Running("transformers' LLaMA with the mixture of its DeepSeek-V2"),
+        counts={"deepseek-moe-16b": 16_375_728_128},
     ),
     model_type="deepseek",
     architecture="DeepseekForCausalLM",

@@ -230,6 +230,7 @@ FAMILY = Family(
         parents=("deepseek_moe",),
         brought="a state of one short vector per token, fine-grained experts beside shared ones",
         reference=Running(),
+        counts={"deepseek-v2-lite": 15_706_484_224, "deepseek-v2": 235_741_434_880},
     ),
     model_type="deepseek_v2",
     architecture="DeepseekV2ForCausalLM",

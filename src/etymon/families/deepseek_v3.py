@@ -89,6 +89,11 @@ FAMILY = Family(
         parents=("deepseek_v2",),
         brought="experts balanced without a loss, trained in eight bits; R1 learned to reason from it",
         reference=Running(),
+        counts={"deepseek-v3": "671.03B", "deepseek-r1": "671.03B"},
+        claims={
+            "deepseek-v3": "685B, with a layer that predicts a second token",
+            "deepseek-r1": "685B, with a layer that predicts a second token",
+        },
     ),
     model_type="deepseek_v3",
     architecture="DeepseekV3ForCausalLM",

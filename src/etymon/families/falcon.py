@@ -178,6 +178,13 @@ FAMILY = Family(
         parents=("gpt3", "palm"),
         brought="the web alone is enough, if it is filtered well",
         reference=Running(),
+        counts={
+            "falcon-7b": "6.922B",
+            "falcon-11b": "11.10B",
+            "falcon-40b": "41.303B",
+            "falcon-180b": "178.557B",
+            "falcon-rw-1b": "1.312B",
+        },
         claims={
             "falcon-7b": "7.217B, with the tied head counted again",
             "falcon-40b": "41.84B, with the tied head counted again",

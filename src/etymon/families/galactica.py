@@ -31,6 +31,13 @@ FAMILY = Family(
         parents=("opt",),
         brought="a corpus of science: papers, references, molecules, proofs",
         reference=Running(),
+        counts={
+            "galactica-125m": "124.9M",
+            "galactica-1.3b": "1.315B",
+            "galactica-6.7b": "6.656B",
+            "galactica-30b": "29.968B",
+            "galactica-120b": "121.329B",
+        },
     ),
     model_type="opt",
     architecture="OPTForCausalLM",

@@ -69,6 +69,7 @@ FAMILY = Family(
         parents=("llama", "gemini"),
         brought="Gemini's recipe in small open models",
         reference=Running(),
+        counts={"gemma-2b": 2_506_172_416, "gemma-7b": 8_537_680_896},
     ),
     model_type="gemma",
     architecture="GemmaForCausalLM",

@@ -112,6 +112,7 @@ FAMILY = Family(
         parents=("gemma",),
         brought="small models taught by a large one's probabilities",
         reference=Running(),
+        counts={"gemma2-2b": 2_614_341_888, "gemma2-9b": 9_241_705_984, "gemma2-27b": 27_227_128_320},
     ),
     model_type="gemma2",
     architecture="Gemma2ForCausalLM",

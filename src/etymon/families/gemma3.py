@@ -115,6 +115,13 @@ FAMILY = Family(
         parents=("gemma2",),
         brought="long inputs in little memory: five layers of six see a window only",
         reference=Running(),
+        counts={
+            "gemma3-270m": 268_098_176,
+            "gemma3-1b": 999_885_952,
+            "gemma3-4b": 3_880_263_168,
+            "gemma3-12b": 11_766_034_176,
+            "gemma3-27b": 27_009_346_304,
+        },
     ),
     model_type="gemma3_text",
     older_types=("gemma3",),

@@ -55,6 +55,8 @@ FAMILY = Family(
         parents=("gpt3",),
         brought="seven times GPT-3's parameters at half its computation",
         reference=Paper(),
+        counts={"glam-1.7b-64e": "27B", "glam-8b-64e": "143.9B", "glam-64b-64e": "1162B"},
+        claims={"glam-64b-64e": "1.2T, rounded"},
     ),
     build=build,
     sizes={

@@ -114,6 +114,13 @@ FAMILY = Family(
         parents=("gpt2", "bert"),
         brought="blanks of a text filled in from left to right, with positions of two axes",
         reference=Recorded("THUDM/GLM"),
+        counts={
+            "glm-base": 109_338_624,
+            "glm-large": 334_688_256,
+            "glm-515m": "515M",
+            "glm-2b": 1_920_122_880,
+            "glm-10b": 9_880_682_496,
+        },
     ),
     model_type="glm",
     sign="block_position_encoding",

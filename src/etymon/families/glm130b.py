@@ -133,6 +133,8 @@ FAMILY = Family(
         parents=("glm",),
         brought="DeepNorm on normalised inputs, a stable way to train 130 billion parameters",
         reference=Recorded("THUDM/SwissArmyTransformer"),
+        counts={"glm-130b": 128_697_794_560},
+        claims={"glm-130b": "130B, with the head counted apart"},
     ),
     model_type="glm130b",
     architecture="GLM130B",

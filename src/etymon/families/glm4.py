@@ -91,6 +91,7 @@ FAMILY = Family(
         parents=("chatglm2",),
         brought="an assistant for 26 languages that browses and calls tools",
         reference=Running(),
+        counts={"glm-4-9b": 9_399_951_360, "glm-4-9b-chat": 9_399_951_360},
     ),
     model_type="glm",
     architecture="GlmForCausalLM",

@@ -45,6 +45,7 @@ FAMILY = Family(
         parents=("glm4",),
         brought="reasoning learned by reinforcement",
         reference=Running(),
+        counts={"glm-4-9b-0414": 9_400_279_040, "glm-4-32b-0414": "32.566B"},
     ),
     model_type="glm4",
     architecture="Glm4ForCausalLM",

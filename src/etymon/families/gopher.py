@@ -46,6 +46,14 @@ FAMILY = Family(
         parents=("gpt3", "transformer_xl"),
         brought="280 billion parameters, measured on 152 tasks",
         reference=Paper(),
+        counts={
+            "gopher-44m": "44M",
+            "gopher-117m": "117M",
+            "gopher-417m": "417M",
+            "gopher-1.4b": "1.4B",
+            "gopher-7.1b": "7.1B",
+            "gopher-280b": "280B",
+        },
     ),
     build=build,
     sizes={

@@ -80,6 +80,7 @@ FAMILY = Family(
         parents=("marian",),
         brought="the decoder alone, pretrained on books, then fine-tuned for every task",
         reference=Running(),
+        counts={"openai-gpt": "116.5M"},
     ),
     model_type="openai-gpt",
     architecture="OpenAIGPTLMHeadModel",

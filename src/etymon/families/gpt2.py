@@ -109,6 +109,7 @@ FAMILY = Family(
         parents=("gpt1",),
         brought="tasks without fine-tuning, from a better scrape of the web",
         reference=Running(),
+        counts={"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200},
     ),
     model_type="gpt2",
     architecture="GPT2LMHeadModel",

@@ -71,6 +71,12 @@ FAMILY = Family(
         parents=("santacoder", "gpt2"),
         brought="code with permission: trained on licensed repositories, fills in the middle",
         reference=Running(),
+        counts={
+            "starcoder": "15.517B",
+            "starcoderbase-7b": "7.327B",
+            "starcoderbase-3b": "3.043B",
+            "starcoderbase-1b": "1.137B",
+        },
     ),
     model_type="gpt_bigcode",
     architecture="GPTBigCodeForCausalLM",

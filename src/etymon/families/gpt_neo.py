@@ -82,6 +82,7 @@ FAMILY = Family(
         parents=("gpt3",),
         brought="the first open replication of GPT-3's small sizes",
         reference=Running(),
+        counts={"gpt-neo-125m": "125.2M", "gpt-neo-1.3b": "1.316B", "gpt-neo-2.7b": "2.651B"},
     ),
     model_type="gpt_neo",
     architecture="GPTNeoForCausalLM",

@@ -127,6 +127,7 @@ FAMILY = Family(
         parents=("gpt3", "mixtral"),
         brought="OpenAI's first open weights since GPT-2, with experts in four bits",
         reference=Running(),
+        counts={"gpt-oss-20b": "20.91B", "gpt-oss-120b": "116.83B"},
     ),
     model_type="gpt_oss",
     architecture="GptOssForCausalLM",

@@ -100,6 +100,7 @@ FAMILY = Family(
         parents=("gpt_neo",),
         brought="attention and feed-forward side by side, rotary positions",
         reference=Running(),
+        counts={"gpt-j-6b": "6.051B"},
     ),
     model_type="gptj",
     architecture="GPTJForCausalLM",

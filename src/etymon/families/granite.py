@@ -79,6 +79,7 @@ FAMILY = Family(
         parents=("llama",),
         brought="for companies, with multipliers that carry hyperparameters across sizes",
         reference=Running(),
+        counts={"granite-3.0-2b": 2_533_531_648, "granite-3.0-8b": 8_170_848_256},
     ),
     model_type="granite",
     architecture="GraniteForCausalLM",

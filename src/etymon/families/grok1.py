@@ -53,6 +53,7 @@ FAMILY = Family(
         parents=("mixtral", "palm"),
         brought="314 billion parameters given away",
         reference=Recorded("the published JAX code"),
+        counts={"grok-1": "315.7B"},
     ),
     build=build,
     sizes={

@@ -56,6 +56,8 @@ FAMILY = Family(
         parents=("gpt3", "t5"),
         brought="trained on dialogue, then to be safe and grounded in what it looks up",
         reference=Paper(),
+        counts={"lamda-2b": "2.18B", "lamda-8b": "8.72B", "lamda-137b": "137.7B"},
+        claims={"lamda-2b": "2B, without the embeddings", "lamda-8b": "8B, without the embeddings"},
     ),
     build=build,
     sizes={

@@ -12,7 +12,7 @@ from typing import Any
 
 from etymon.families.descent import decoder
 from etymon.families.family import Family
-from etymon.families.llama_sizes import SIZES
+from etymon.families.llama_sizes import COUNTS, SIZES
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -177,6 +177,7 @@ FAMILY = Family(
         parents=("gpt3", "palm", "gpt_neox"),
         brought="small models trained far longer, on public text only",
         reference=Running(),
+        counts=COUNTS,
     ),
     model_type="llama",
     architecture="LlamaForCausalLM",

@@ -95,6 +95,7 @@ FAMILY = Family(
         parents=("roberta",),
         brought="sliding windows and a few global tokens: texts of 4,096 tokens",
         reference=Running(),
+        counts={"longformer-base-4096": 148_711_257, "longformer-large-4096": 434_653_273},
     ),
     model_type="longformer",
     tokenizer="LongformerTokenizer",

@@ -101,6 +101,7 @@ FAMILY = Family(
         parents=("llama",),
         brought="three layers that see a memory of everything before the window",
         reference=Recorded("CStanKonrad/long_llama"),
+        counts={"longllama-3b": 3_426_473_600, "longllama-code-7b": 6_738_546_688},
     ),
     model_type="longllama",
     architecture="LongLlamaForCausalLM",

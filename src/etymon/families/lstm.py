@@ -37,6 +37,7 @@ FAMILY = Family(
         parents=("rnnlm",),
         brought="memory behind gates (1997) that dropout can regularise, as a language model",
         reference=Running("torch's own modules, and recorded outputs of pytorch/examples"),
+        counts={"lstm-ptb-small": 4_653_200, "lstm-ptb-medium": "19.8M", "lstm-ptb-large": "66M"},
     ),
     model_type="lstm",
     architecture="RNNModel",

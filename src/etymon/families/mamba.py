@@ -134,6 +134,13 @@ FAMILY = Family(
         parents=("s4",),
         brought="a state space that chooses what to remember, in linear time",
         reference=Running(),
+        counts={
+            "mamba-130m": "129M",
+            "mamba-370m": "372M",
+            "mamba-790m": "793M",
+            "mamba-1.4b": "1.372B",
+            "mamba-2.8b": "2.768B",
+        },
     ),
     model_type="mamba",
     architecture="MambaForCausalLM",

@@ -122,6 +122,13 @@ FAMILY = Family(
         parents=("mamba",),
         brought="state spaces and attention are two forms of one product",
         reference=Running(),
+        counts={
+            "mamba2-130m": "129M",
+            "mamba2-370m": "368M",
+            "mamba2-780m": "780M",
+            "mamba2-1.3b": "1.344B",
+            "mamba2-2.7b": "2.703B",
+        },
     ),
     model_type="mamba2",
     architecture="Mamba2ForCausalLM",

@@ -42,6 +42,7 @@ FAMILY = Family(
         parents=("bahdanau",),
         brought="attention is all there is: every position in one parallel step",
         reference=Running("transformers, and recorded outputs of torch.nn.Transformer"),
+        counts={"transformer-base": 63_119_496, "transformer-big": 214_282_376},
         claims={"transformer-base": "65M; how it is counted is not told"},
     ),
     model_type="marian",

@@ -127,6 +127,7 @@ FAMILY = Family(
         parents=("xlm", "marian"),
         brought="a decoder that restores the fragment which the encoder does not see",
         reference=Recorded("microsoft/MASS"),
+        counts={"mass-unsup-ende-1024": 306_651_744},
     ),
     model_type="mass",
     architecture="TransformerModel",

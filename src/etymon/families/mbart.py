@@ -33,6 +33,7 @@ FAMILY = Family(
         parents=("bart",),
         brought="denoising in twenty-five languages, for translation",
         reference=Running(),
+        counts={"mbart-large-cc25": 611_101_867, "mbart-large-50": 611_129_542},
     ),
     model_type="mbart",
     tokenizer="MBartTokenizer",

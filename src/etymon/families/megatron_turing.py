@@ -30,6 +30,7 @@ FAMILY = Family(
         parents=("gpt3",),
         brought="530 billion parameters split over tensors, layers and data at once",
         reference=Paper(),
+        counts={"mt-nlg-530b": "530B"},
     ),
     build=build,
     sizes={"mt-nlg-530b": {"vocab": 51200, "dim": 20480, "layers": 105, "heads": 128}},

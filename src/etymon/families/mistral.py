@@ -52,6 +52,12 @@ FAMILY = Family(
         parents=("llama",),
         brought="better than Llama 2 of twice its size; a window that slides",
         reference=Running(),
+        counts={
+            "mistral-7b-v0.1": 7_241_732_096,
+            "mistral-7b-v0.2": 7_241_732_096,
+            "mistral-7b-v0.3": 7_248_023_552,
+            "zephyr-7b-beta": 7_241_732_096,
+        },
     ),
     model_type="mistral",
     architecture="MistralForCausalLM",

@@ -84,6 +84,7 @@ FAMILY = Family(
         parents=("mistral",),
         brought="eight experts, two for each token, in open weights",
         reference=Running(),
+        counts={"mixtral-8x7b": 46_702_792_704, "mixtral-8x22b": "140.6B"},
     ),
     model_type="mixtral",
     architecture="MixtralForCausalLM",

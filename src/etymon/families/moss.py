@@ -37,6 +37,7 @@ FAMILY = Family(
         parents=("codegen",),
         brought="an open assistant for Chinese and English that calls tools",
         reference=Recorded("the published model file"),
+        counts={"moss-moon-003": "16.7B"},
     ),
     model_type="moss",
     architecture="MossForCausalLM",

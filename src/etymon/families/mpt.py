@@ -125,6 +125,7 @@ FAMILY = Family(
         parents=("gpt3", "bloom"),
         brought="open for commerce; contexts beyond those of training",
         reference=Running(),
+        counts={"mpt-7b": "6.649B", "mpt-7b-storywriter": "6.649B", "mpt-30b": "29.957B"},
     ),
     model_type="mpt",
     architecture="MptForCausalLM",

@@ -22,6 +22,13 @@ FAMILY = Family(
         parents=("t5",),
         brought="T5 in a hundred and one languages",
         reference=Running(),
+        counts={
+            "mt5-small": 300_176_768,
+            "mt5-base": 582_401_280,
+            "mt5-large": 1_229_581_312,
+            "mt5-xl": 3_742_619_648,
+            "mt5-xxl": 12_921_057_280,
+        },
     ),
     model_type="mt5",
     architecture="MT5ForConditionalGeneration",

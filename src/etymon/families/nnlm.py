@@ -79,6 +79,7 @@ FAMILY = Family(
         parents=("ngram",),
         brought="words as learned vectors, so that similar words share what is learnt",
         reference=Recorded("makemore's MLP"),
+        counts={"nnlm-brown": 2_158_303},
     ),
     model_type="nnlm",
     architecture="NNLM",

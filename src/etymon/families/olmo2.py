@@ -71,6 +71,12 @@ FAMILY = Family(
         parents=("llama",),
         brought="data, code, checkpoints and logs in the open; norms moved for stability",
         reference=Running(),
+        counts={
+            "olmo2-1b": 1_484_916_736,
+            "olmo2-7b": 7_298_617_344,
+            "olmo2-13b": 13_716_198_400,
+            "olmo2-32b": "32.2B",
+        },
     ),
     model_type="olmo2",
     architecture="Olmo2ForCausalLM",

@@ -77,6 +77,7 @@ FAMILY = Family(
         parents=("mixtral", "llama"),
         brought="an open mixture: data, code and every checkpoint",
         reference=Running(),
+        counts={"olmoe-1b-7b": 6_919_161_856},
     ),
     model_type="olmoe",
     architecture="OlmoeForCausalLM",

@@ -102,6 +102,7 @@ FAMILY = Family(
         parents=("codegen",),
         brought="textbooks are all you need: small models on chosen and synthetic text",
         reference=Running(),
+        counts={"phi-1": "1.418B", "phi-1.5": "1.418B", "phi-2": "2.780B"},
     ),
     model_type="phi",
     architecture="PhiForCausalLM",

@@ -75,6 +75,7 @@ FAMILY = Family(
         parents=("llama", "phi"),
         brought="a model that fits a phone, on Phi's kind of data",
         reference=Running(),
+        counts={"phi-3-mini-4k": "3.821B", "phi-3-medium-4k": "13.960B"},
     ),
     model_type="phi3",
     architecture="Phi3ForCausalLM",

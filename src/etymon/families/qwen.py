@@ -99,6 +99,7 @@ FAMILY = Family(
         parents=("llama",),
         brought="Chinese and English with a vocabulary for both",
         reference=Recorded("the published model file"),
+        counts={"qwen-1.8b": "1.837B", "qwen-7b": "7.721B", "qwen-14b": "14.167B", "qwen-72b": "72.288B"},
     ),
     model_type="qwen",
     architecture="QWenLMHeadModel",

@@ -82,6 +82,12 @@ FAMILY = Family(
         parents=("qwen",),
         brought="thirty languages, grouped queries at every size",
         reference=Running(),
+        counts={
+            "qwen2-0.5b": 494_032_768,
+            "qwen2-1.5b": 1_543_714_304,
+            "qwen2-7b": 7_615_616_512,
+            "qwen2-72b": 72_706_203_648,
+        },
     ),
     model_type="qwen2",
     tokenizer="Qwen2Tokenizer",

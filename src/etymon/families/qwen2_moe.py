@@ -140,6 +140,7 @@ FAMILY = Family(
         parents=("qwen", "mixtral"),
         brought="many narrow experts beside a gated one that sees every token",
         reference=Running(),
+        counts={"qwen1.5-moe-a2.7b": 14_315_784_192, "qwen2-57b-a14b": 57_408_658_944},
     ),
     model_type="qwen2_moe",
     architecture="Qwen2MoeForCausalLM",

@@ -72,6 +72,7 @@ FAMILY = Family(
         parents=("qwen3", "qwen2_moe"),
         brought="more experts still, none of them shared",
         reference=Running(),
+        counts={"qwen3-30b-a3b": 30_532_122_624, "qwen3-235b-a22b": 235_093_634_560},
     ),
     model_type="qwen3_moe",
     architecture="Qwen3MoeForCausalLM",

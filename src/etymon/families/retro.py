@@ -257,6 +257,18 @@ FAMILY = Family(
         parents=("gopher", "marian"),
         brought="passages retrieved from trillions of tokens, seen chunk by chunk",
         reference=Recorded("lucidrains/RETRO-pytorch"),
+        counts={
+            "retro-172m": 401_934_080,
+            "retro-425m": 738_234_112,
+            "retro-1.5b": 1_830_282_496,
+            "retro-7.5b": 8_174_828_800,
+        },
+        claims={
+            "retro-172m": "172M, without the embeddings",
+            "retro-425m": "425M, without the embeddings",
+            "retro-1.5b": "1.451B, without the embeddings",
+            "retro-7.5b": "7.532B, without the embeddings",
+        },
     ),
     model_type="retro",
     architecture="RETRO",

@@ -106,6 +106,7 @@ FAMILY = Family(
         parents=("bert",),
         brought="BERT trained longer on more text, without next-sentence prediction",
         reference=Running(),
+        counts={"roberta-base": 124_697_433, "roberta-large": 355_412_057, "distilroberta-base": 82_170_201},
     ),
     model_type="roberta",
     tokenizer="RobertaTokenizer",

@@ -97,6 +97,7 @@ FAMILY = Family(
         parents=("llama", "gpt_neox"),
         brought="a small model for several epochs of one trillion tokens",
         reference=Running(),
+        counts={"stablelm-3b-4e1t": "2.795B", "stablelm-2-1.6b": "1.645B", "stablelm-2-12b": "12.143B"},
     ),
     model_type="stablelm",
     architecture="StableLmForCausalLM",

@@ -90,6 +90,7 @@ FAMILY = Family(
         parents=("gpt_bigcode",),
         brought="six hundred programming languages, from an archive of software",
         reference=Running(),
+        counts={"starcoder2-3b": "3.030B", "starcoder2-7b": "7.174B", "starcoder2-15b": "15.96B"},
     ),
     model_type="starcoder2",
     architecture="Starcoder2ForCausalLM",

@@ -159,6 +159,7 @@ FAMILY = Family(
         parents=("marian",),
         brought="sight of earlier segments, and scores that know distances",
         reference=Recorded("transformers 4.36.2"),
+        counts={"transformer-xl-enwik8-12l": "41.1M", "transformer-xl-enwik8-24l": "277.3M"},
     ),
     model_type="transfo-xl",
     architecture="TransfoXLLMHeadModel",

@@ -54,6 +54,8 @@ FAMILY = Family(
         parents=("bert",),
         brought="one encoder that understands and generates, by masks that say who sees whom",
         reference=Recorded("microsoft/unilm"),
+        counts={"unilm1-base-cased": 108_343_876, "unilm1-large-cased": 333_614_404},
+        claims={"unilm1-large-cased": "340M, as for BERT"},
     ),
     model_type="unilm",
     sign="relax_projection",

@@ -149,6 +149,13 @@ FAMILY = Family(
         parents=("bert",),
         brought="one encoder for many languages, aligned by translated pairs of sentences",
         reference=Running(),
+        counts={
+            "xlm-mlm-en-2048": 667_119_041,
+            "xlm-mlm-ende-1024": 142_422_203,
+            "xlm-clm-ende-1024": 142_422_203,
+            "xlm-mlm-xnli15-1024": 249_071_384,
+            "xlm-mlm-100-1280": 571_696_960,
+        },
     ),
     model_type="xlm",
     tokenizer="XLMTokenizer",

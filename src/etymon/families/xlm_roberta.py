@@ -22,6 +22,7 @@ FAMILY = Family(
         parents=("roberta", "xlm"),
         brought="one hundred languages in one vocabulary",
         reference=Running(),
+        counts={"xlm-roberta-base": 278_295_186, "xlm-roberta-large": 560_142_482},
     ),
     model_type="xlm-roberta",
     tokenizer="XLMRobertaTokenizer",

@@ -165,6 +165,7 @@ FAMILY = Family(
         parents=("bert", "transformer_xl"),
         brought="prediction in any order, by a second stream that sees no token it predicts",
         reference=Running(),
+        counts={"xlnet-base-cased": 116_750_336, "xlnet-large-cased": 360_300_800},
         claims={
             "xlnet-base-cased": "110M, without the projections of distances",
             "xlnet-large-cased": "340M, as for BERT: without the projections of distances",
