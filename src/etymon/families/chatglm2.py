@@ -99,6 +99,7 @@ FAMILY = Family(
         parents=("chatglm", "llama"),
         brought="six times the context at twice the speed",
         reference=Recorded("the published model file"),
+        counts={"chatglm2-6b": 6_243_584_000, "chatglm3-6b": 6_243_584_000},
     ),
     model_type="chatglm",
     architecture="ChatGLMModel",
