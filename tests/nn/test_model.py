@@ -64,7 +64,7 @@ def test_fresh_weights_depend_on_the_seed_only(model: Model) -> None:
         assert torch.equal(x, y), name
     assert not torch.equal(a.embed.tokens.weight, c.embed.tokens.weight)
     loss = a(torch.randint(0, spec.vocab, (4, 32)), labels=torch.randint(0, spec.vocab, (4, 32))).loss
-    limit = 0.1 if spec.lm.rows is None else 0.6  # rows of length one are not small at first: logits have variance 1
+    limit = 0.1 if spec.lm.rows is None else 1.0  # logits of rows of length one have variance 1: about 0.5 above
     assert abs(loss.item() - torch.tensor(float(spec.vocab)).log().item()) < limit
 
 
