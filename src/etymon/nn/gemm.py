@@ -9,7 +9,6 @@ processor alone, never from a timing: a resumed run must take the products of th
 from __future__ import annotations
 
 import platform
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-@cache
-def onednn_preferred() -> bool:
+def _onednn_preferred() -> bool:
     """Return whether fp32 products on this CPU go to oneDNN."""
     if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
@@ -28,14 +26,11 @@ def onednn_preferred() -> bool:
     return "AuthenticAMD" in vendor
 
 
+ONEDNN = _onednn_preferred()  # asked once, and where no compiler looks on
+
+
 def _applies(x: Tensor) -> bool:
-    return (
-        not torch.compiler.is_compiling()  # the compiler brings products of its own, and cannot ask for the processor
-        and x.dtype is torch.float32
-        and x.is_cpu
-        and onednn_preferred()
-        and not torch.is_autocast_enabled("cpu")
-    )
+    return x.dtype is torch.float32 and x.is_cpu and ONEDNN and not torch.is_autocast_enabled("cpu")
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -51,7 +46,19 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    if torch.compiler.is_compiling():
+        return _compiled(x, weight, bias)
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+
+
+@torch.library.custom_op("etymon::product", mutates_args=())  # the compiler would put MKL's in its place
+def _compiled(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+
+
+@_compiled.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
 
 
 def _outer(a: Tensor, b: Tensor) -> Tensor:
