@@ -85,6 +85,29 @@ def test_masks_are_filled_and_texts_embedded(tokenizer: Tokenizer, tmp_path: Pat
             raise result.exception
 
 
+def test_an_encoder_is_evaluated_by_its_pseudo_perplexity(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = saved("bert", tokenizer, tmp_path / "bert")
+    texts = ["one two three four", "seven. " * 150]
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.txt").write_text(text)
+    first, second = run("evaluate", str(tmp_path / "bert"), "--documents", str(tmp_path / "*.txt"))
+    nats, count = 0.0, 0
+    for text in texts:
+        ids = tokenizer.encode(text.strip())
+        for start in range(0, len(ids), 62):  # the context of 64, less [CLS] and [SEP]
+            framed = tokenizer.frame(ids[start : start + 62]).ids
+            for place in range(1, len(framed) - 1):
+                hidden = [*framed[:place], tokenizer.mask_id, *framed[place + 1 :]]
+                with torch.no_grad():
+                    row = model(torch.tensor([hidden])).logits[0, place].log_softmax(-1)
+                nats, count = nats - float(row[framed[place]]), count + 1
+    assert f"{torch.tensor(nats / count).exp():.2f}" in first and f"{count:,} tokens" in second
+    saved("t5", tokenizer, tmp_path / "t5")
+    result = CliRunner().invoke(app, ["evaluate", str(tmp_path / "t5"), "--documents", str(tmp_path / "*.txt")])
+    with pytest.raises(type(result.exception), match="Score pairs with"):
+        raise result.exception
+
+
 def test_replaced_tokens_are_judged(tokenizer: Tokenizer, tmp_path: Path) -> None:
     model = saved("electra", tokenizer, tmp_path)
     (logits,) = Engine(model, tokenizer).classify(["one two"])

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from etymon.cli.options import Device, Settings
+
+if TYPE_CHECKING:
+    from etymon.engine import Engine
 
 
 def evaluate(
@@ -71,6 +74,9 @@ def _evaluate_checkpoint(
     model, tokenizer = etymon.load(target, device=device_named(device))
     if tokenizer is None:
         raise CheckpointError(f"{target} carries no tokenizer, so it cannot be evaluated on text.")
+    if model.encoder is not None:
+        _evaluate_encoder(target, Engine(model, tokenizer), documents, conversations)
+        return
     if documents:
         read = (Document(d.id, normalise(d.text), d.source) for d in read_documents(documents))
         scores = bits_per_byte(model, read, tokenizer).total
@@ -87,3 +93,22 @@ def _evaluate_checkpoint(
         share = result.accuracy()
         low, high = share.interval
         print(f"questions: {share.correct} of {share.count} right, {share.accuracy:.1%} ({low:.1%} to {high:.1%})")
+
+
+def _evaluate_encoder(target: str, engine: Engine, documents: list[str], conversations: list[str]) -> None:
+    from etymon.data import normalise, read_documents
+    from etymon.data.documents import Document
+    from etymon.errors import ConfigError
+    from etymon.evaluate import pseudo_perplexity
+
+    if engine.model.decoder is not None:
+        raise ConfigError(
+            f"{target} writes behind an encoder: bits per byte and questions are for decoders alone. "
+            "Score pairs with Engine.score_pairs."
+        )
+    if conversations:
+        raise ConfigError(f"{target} is an encoder: it answers no questions. Give --documents only.")
+    read = (Document(d.id, normalise(d.text), d.source) for d in read_documents(documents))
+    found = pseudo_perplexity(engine, read)
+    print(f"pseudo-perplexity per token: {found.perplexity:.2f} (each token given all others)")
+    print(f"on {found.documents:,} documents, {found.tokens:,} tokens")

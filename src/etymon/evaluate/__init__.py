@@ -5,6 +5,7 @@ from etymon.evaluate.drift import Drift, drift
 from etymon.evaluate.environment import Environment, environment
 from etymon.evaluate.model import describe
 from etymon.evaluate.perplexity import BitsPerByte, PerplexityConfig, bits_per_byte, difference
+from etymon.evaluate.pseudo import PseudoPerplexity, pseudo_perplexity
 from etymon.evaluate.report import write_report
 from etymon.evaluate.samples import Samples, write_samples
 from etymon.evaluate.tasks import Accuracy, Task, TaskResult, Verdict, compare
@@ -17,6 +18,7 @@ __all__ = [
     "Drift",
     "Environment",
     "PerplexityConfig",
+    "PseudoPerplexity",
     "Samples",
     "Task",
     "TaskResult",
@@ -27,6 +29,7 @@ __all__ = [
     "difference",
     "drift",
     "environment",
+    "pseudo_perplexity",
     "write_report",
     "write_samples",
 ]

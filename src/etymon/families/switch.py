@@ -189,6 +189,7 @@ FAMILY = Family(
         "switch-c-2048": _C,
     },
     tiny=t5.FAMILY.tiny | {"experts": 4, "capacity": 8},
+    objective="span_corruption",
     read=read,
     write=write,
     weights=weights,

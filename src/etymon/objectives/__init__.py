@@ -1,6 +1,6 @@
 """What one training step optimises: collated batch in, summed loss out."""
 
-from etymon.objectives.choice import OBJECTIVES, choose_objective, control_tokens, objective_name
+from etymon.objectives.choice import OBJECTIVES, choose_objective, kind_of_objective, objective_name
 from etymon.objectives.clm import CausalLM
 from etymon.objectives.denoising import Denoising
 from etymon.objectives.mass import MaskedFragment
@@ -24,6 +24,6 @@ __all__ = [
     "ReplacedTokens",
     "SpanCorruption",
     "choose_objective",
-    "control_tokens",
+    "kind_of_objective",
     "objective_name",
 ]

@@ -47,9 +47,14 @@ def choose_objective(spec: ModelSpec, tokenizer: Tokenizer, name: str | None = N
 
     Raises ConfigError where it does not fit one of them, before anything is computed.
     """
-    return OBJECTIVES[objective_name(spec, name)].of(spec, tokenizer)
+    return kind_of_objective(spec, name).of(spec, tokenizer)
 
 
-def control_tokens(spec: ModelSpec, name: str | None = None) -> tuple[str, ...]:
-    """Return the control tokens that a tokenizer needs for an objective."""
-    return OBJECTIVES[objective_name(spec, name)].control
+def kind_of_objective(spec: ModelSpec, name: str | None = None) -> type[Objective]:
+    """Return the objective called `name` (default: the family's own), whose `control` a tokenizer must have.
+
+    Raises ConfigError where it does not fit the model.
+    """
+    kind = OBJECTIVES[objective_name(spec, name)]
+    kind.check(spec)
+    return kind

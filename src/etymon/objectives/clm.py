@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -11,7 +11,6 @@ from etymon.errors import ConfigError
 from etymon.nn import Model
 from etymon.objectives.objective import Objective
 from etymon.spec import LM, ModelSpec
-from etymon.text import Tokenizer
 
 
 class CausalLM(Objective):
@@ -23,11 +22,10 @@ class CausalLM(Objective):
     name: ClassVar[str] = "clm"
 
     @classmethod
-    def of(cls, spec: ModelSpec, tokenizer: Tokenizer) -> Self:
-        """Raises ConfigError for a model that is not a decoder alone."""
+    def check(cls, spec: ModelSpec) -> None:
+        """Raise ConfigError for a model that is not a decoder alone."""
         if spec.encoder is not None or not isinstance(spec.head, LM):
             raise ConfigError(f"objective clm: {spec.name} does not predict each token from those before it")
-        return cls()
 
     def loss(self, model: Model, batch: Batch) -> Tensor:
         """Return the summed negative log-likelihood in nats, a fp32 scalar. `batch` fields are [batch, time]."""

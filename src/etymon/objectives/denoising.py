@@ -40,9 +40,13 @@ class Denoising(Objective):
     permute: bool = True
 
     @classmethod
-    def of(cls, spec: ModelSpec, tokenizer: Tokenizer) -> Self:
-        """Raises ConfigError for a model without both stacks, and a tokenizer without a mask token."""
+    def check(cls, spec: ModelSpec) -> None:
+        """Raise ConfigError for a model without both stacks."""
         require_pair(cls.name, spec)
+
+    @classmethod
+    def of(cls, spec: ModelSpec, tokenizer: Tokenizer) -> Self:
+        """Raises ConfigError for a tokenizer without a mask token."""
         mask, end = mask_of(cls.name, tokenizer), end_of(cls.name, tokenizer)
         control = set(tokenizer.special.values())
         ordinary = (id for id in range(tokenizer.vocab_size) if id not in control)
@@ -56,7 +60,7 @@ class Denoising(Objective):
 
     def collate(self, batch: Batch, random: np.random.Generator) -> PairBatch:
         """Return damaged rows as sources, and whole ones as targets; documents of a row are one text."""
-        rows = batch.input_ids.numpy()
+        rows = batch.input_ids.numpy()[:, :-1]  # the end takes the place of the last token
         sources = [[*self._infill(self._reorder(row, random), random), self.end] for row in rows]
         targets = [[*row.tolist(), self.end] for row in rows]
         return make_pairs(sources, [[self.start, *target[:-1]] for target in targets], targets)
@@ -83,7 +87,8 @@ class Denoising(Objective):
             at += gap + length
         damaged.pop()
         for _ in range(len(lengths) - sum(map(bool, lengths))):
-            damaged.insert(int(random.integers(len(damaged) + 1)), self.mask)
+            if len(damaged) < len(ids):  # what is damaged is never longer than what was whole
+                damaged.insert(int(random.integers(len(damaged) + 1)), self.mask)
         return damaged
 
     def loss(self, model: Model, batch: PairBatch) -> Tensor:

@@ -46,9 +46,13 @@ class MaskedFragment(Objective):
     replaced: float = 0.1
 
     @classmethod
-    def of(cls, spec: ModelSpec, tokenizer: Tokenizer) -> Self:
-        """Raises ConfigError for a model without both stacks, and a tokenizer without a mask token."""
+    def check(cls, spec: ModelSpec) -> None:
+        """Raise ConfigError for a model without both stacks."""
         require_pair(cls.name, spec)
+
+    @classmethod
+    def of(cls, spec: ModelSpec, tokenizer: Tokenizer) -> Self:
+        """Raises ConfigError for a tokenizer without a mask token."""
         return cls(mask_of(cls.name, tokenizer), *vocabulary(tokenizer), 0 if spec.embed.languages else None)
 
     @property

@@ -39,13 +39,17 @@ class MaskedLM(Objective):
     replaced: float = 0.1
 
     @classmethod
-    def of(cls, spec: ModelSpec, tokenizer: Tokenizer) -> Self:
-        """Raises ConfigError for a model that is no encoder with a language-model head, or without a mask token."""
+    def check(cls, spec: ModelSpec) -> None:
+        """Raise ConfigError for a model that is no encoder with a language-model head."""
         if spec.decoder is not None or not isinstance(spec.head, LM):
             raise ConfigError(
                 f"objective {cls.name}: {spec.name} is no encoder that predicts hidden tokens; its family has another "
                 "objective"
             )
+
+    @classmethod
+    def of(cls, spec: ModelSpec, tokenizer: Tokenizer) -> Self:
+        """Raises ConfigError for a tokenizer without a mask token."""
         return cls(mask_of(cls.name, tokenizer), *vocabulary(tokenizer))
 
     @property

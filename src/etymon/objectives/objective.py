@@ -26,8 +26,12 @@ class Objective:
     control: ClassVar[tuple[str, ...]] = ()
 
     @classmethod
+    def check(cls, spec: ModelSpec) -> None:
+        """Raise ConfigError for a model of another kind."""
+
+    @classmethod
     def of(cls, spec: ModelSpec, tokenizer: Tokenizer) -> Self:
-        """Return the objective for a model and its tokenizer. Raises ConfigError where it fits one of them not."""
+        """Return the objective for a model of its kind. Raises ConfigError where the tokenizer lacks a token for it."""
         return cls()
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -21,10 +21,9 @@ class Pairs(Objective):
     name: ClassVar[str] = "seq2seq"
 
     @classmethod
-    def of(cls, spec: ModelSpec, tokenizer: Tokenizer) -> Self:
-        """Raises ConfigError for a model without both stacks."""
+    def check(cls, spec: ModelSpec) -> None:
+        """Raise ConfigError for a model without both stacks."""
         require_pair(cls.name, spec)
-        return cls()
 
     def collate(self, batch: Any, random: np.random.Generator) -> PairBatch:
         """Return the batch as it is. Raises DataError where it has no pairs."""

@@ -42,10 +42,14 @@ class PermutationLM(Objective):
     longest: int = 5
 
     @classmethod
-    def of(cls, spec: ModelSpec, tokenizer: Tokenizer) -> Self:
-        """Raises ConfigError for a model that has no second stream."""
+    def check(cls, spec: ModelSpec) -> None:
+        """Raise ConfigError for a model that has no second stream."""
         if not isinstance(spec.trunk.visibility, Permuted):
             raise ConfigError(f"objective {cls.name}: {spec.name} predicts in one order; take a model of family xlnet")
+
+    @classmethod
+    def of(cls, spec: ModelSpec, tokenizer: Tokenizer) -> Self:
+        """Take the control tokens from the tokenizer."""
         return cls(vocabulary(tokenizer)[1])
 
     @property

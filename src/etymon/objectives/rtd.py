@@ -53,13 +53,17 @@ class ReplacedTokens(Objective):
         self.generator: Model | None = None
 
     @classmethod
-    def of(cls, spec: ModelSpec, tokenizer: Tokenizer) -> Self:
-        """Raises ConfigError for a model whose head does not judge tokens, and a tokenizer without a mask token."""
+    def check(cls, spec: ModelSpec) -> None:
+        """Raise ConfigError for a model whose head does not judge tokens."""
         if spec.encoder is None or not isinstance(spec.head, Discriminator):
             raise ConfigError(
                 f"objective {cls.name}: {spec.name} has no head that says of every token whether it was replaced; "
                 "take a discriminator, such as one of family electra"
             )
+
+    @classmethod
+    def of(cls, spec: ModelSpec, tokenizer: Tokenizer) -> Self:
+        """Raises ConfigError for a tokenizer without a mask token."""
         return cls(mask_of(cls.name, tokenizer), vocabulary(tokenizer)[1], generator_of(spec))
 
     @property

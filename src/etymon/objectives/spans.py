@@ -38,9 +38,13 @@ class SpanCorruption(Objective):
     span: float = 3.0
 
     @classmethod
-    def of(cls, spec: ModelSpec, tokenizer: Tokenizer) -> Self:
-        """Raises ConfigError for a model without both stacks, and a tokenizer without sentinels."""
+    def check(cls, spec: ModelSpec) -> None:
+        """Raise ConfigError for a model without both stacks."""
         require_pair(cls.name, spec)
+
+    @classmethod
+    def of(cls, spec: ModelSpec, tokenizer: Tokenizer) -> Self:
+        """Raises ConfigError for a tokenizer without sentinels."""
         found = sorted((int(m[1]), id) for name, id in tokenizer.special.items() if (m := _SENTINEL.fullmatch(name)))
         if not found:
             raise ConfigError(

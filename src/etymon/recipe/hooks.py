@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from etymon.data import Conversation, ConversationLoader, Loader, PretrainLoader, TokenShards
 from etymon.engine import Engine, EngineConfig, Request, Sampling
 from etymon.nn import Model
+from etymon.objectives import Objective
 from etymon.text import Renderer, Tokenizer
 from etymon.train import held_out_loss
 
@@ -24,12 +25,13 @@ class HeldOut:
     every: int | float
     bytes_per_token: float | None = None
     micro_batch: int | None = None
+    objective: Objective | None = None
 
     def __call__(self, model: Model, step: int, final: bool) -> dict[str, float | str]:
         """Return `held_out_loss` and perhaps `held_out_bits_per_byte`."""
         per_batch = self.loader.batch_size * self.loader.context
         batches = max(1, min(self.loader.steps_per_epoch, HELD_OUT_TOKENS // per_batch))
-        loss = held_out_loss(model, self.loader, batches, micro_batch=self.micro_batch)
+        loss = held_out_loss(model, self.loader, batches, objective=self.objective, micro_batch=self.micro_batch)
         result: dict[str, float | str] = {"held_out_loss": loss}
         if self.bytes_per_token:
             result["held_out_bits_per_byte"] = loss / math.log(2) / self.bytes_per_token

@@ -10,11 +10,12 @@ from pathlib import Path
 from etymon.api import load_tokenizer
 from etymon.data import BuiltinConversations, BuiltinSource
 from etymon.data.rows import ROW_SUFFIXES, TEXT_SUFFIXES, find_files
-from etymon.errors import CheckpointError, TokenizerError
+from etymon.errors import CheckpointError, ConfigError, TokenizerError
 from etymon.hub import huggingface, locate, native
-from etymon.recipe.schema import LoadModel, LoadTokenizer, Recipe, default_context, vocabulary
-from etymon.spec import ModelSpec
-from etymon.text import Tokenizer
+from etymon.objectives import Pairs, kind_of_objective
+from etymon.recipe.schema import LoadModel, LoadTokenizer, Recipe, TrainTokenizer, default_context, vocabulary
+from etymon.spec import LM, ModelSpec
+from etymon.text import DEFAULT_SPECIAL, Tokenizer
 
 
 def document_files(recipe: Recipe) -> list[Path]:
@@ -60,6 +61,48 @@ def read_spec(source: str) -> ModelSpec:
     if (directory / "config.json").exists():
         return huggingface.read_spec(directory)[0]
     raise CheckpointError(f"{source}: neither {native.SPEC} nor config.json is there; not a checkpoint.")
+
+
+def check_objective(recipe: Recipe, spec: ModelSpec, tokenizer: Tokenizer | None) -> None:
+    """Raise ConfigError where the model or its tokenizer cannot be trained as the recipe says; `tokenizer` is None
+    where it is still to be trained."""
+    if recipe.sft is not None and (spec.encoder is not None or not isinstance(spec.head, LM)):
+        raise ConfigError(f"sft: conversations train decoders alone, and {spec.name} is none. Set `sft: null`.")
+    if recipe.pretrain is None:
+        return
+    kind = kind_of_objective(spec, recipe.pretrain.objective)
+    if kind is Pairs:
+        others = ", ".join(name for name in ("span_corruption", "denoising"))
+        raise ConfigError(
+            f"pretrain.objective: {kind.name} trains on pairs of texts, and a recipe has documents. Set it to one of "
+            f"{others}."
+        )
+    if tokenizer is not None:
+        kind.of(spec, tokenizer)
+        return
+    assert isinstance(recipe.tokenizer, TrainTokenizer)
+    least = 256 + len(DEFAULT_SPECIAL) + len(kind.control)
+    if recipe.tokenizer.vocab_size < least:
+        raise ConfigError(
+            f"tokenizer.vocab_size is {recipe.tokenizer.vocab_size}, but 256 bytes and the control tokens of the "
+            f"objective {kind.name} take {least}. Raise it."
+        )
+
+
+def control_tokens(recipe: Recipe) -> tuple[str, ...]:
+    """Return the control tokens of the tokenizer that the recipe trains."""
+    if recipe.pretrain is None:
+        return DEFAULT_SPECIAL
+    return (*DEFAULT_SPECIAL, *kind_of_objective(model_spec(recipe, None), recipe.pretrain.objective).control)
+
+
+def decodes(recipe: Recipe) -> bool:
+    """Return whether the recipe's model is a decoder alone, which is served and asked questions."""
+    if isinstance(recipe.model, LoadModel):
+        spec = read_spec(recipe.model.load)
+    else:
+        spec = recipe.model.spec(vocab=vocabulary(recipe) or 1 << 20, context=default_context(recipe))
+    return spec.encoder is None
 
 
 def model_spec(recipe: Recipe, tokenizer: Tokenizer | None) -> ModelSpec:

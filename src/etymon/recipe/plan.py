@@ -13,10 +13,11 @@ from etymon.data import BuiltinConversations, DocumentSet, TokenShards, builtin_
 from etymon.errors import DataError
 from etymon.evaluate import wording
 from etymon.nn import count
+from etymon.objectives import objective_name
 from etymon.recipe import budget, inputs, memory, stages
 from etymon.recipe.loading import load_recipe
 from etymon.recipe.run import STATE, Run, changed_keys
-from etymon.recipe.schema import LoadModel, LoadTokenizer, Recipe, TrainSection
+from etymon.recipe.schema import LoadModel, LoadTokenizer, PretrainSection, Recipe, TrainSection
 from etymon.spec import ModelSpec
 from etymon.text import Rendered, Renderer, Tokenizer
 from etymon.train import Constant
@@ -99,6 +100,8 @@ def _stage(
     recipe: Recipe, name: str, section: TrainSection, spec: ModelSpec, corpus: Corpus | None, device: str
 ) -> Iterator[str]:
     context = section.context or spec.context
+    if isinstance(section, PretrainSection):
+        yield f"objective {objective_name(spec, section.objective)}"
     batch = section.batch_size * context
     steps, words = _length(recipe, name, section, batch, corpus)
     yield f"{words}; batches of {section.batch_size} rows of {context:,} tokens = {batch:,} tokens" + (

@@ -179,6 +179,10 @@ class TrainSection(TrainConfig):
 class PretrainSection(TrainSection):
     """Pretraining on the documents."""
 
+    objective: str | None = Field(
+        default=None, description="clm, mlm, span_corruption, denoising …; null: that of the model's family"
+    )
+
 
 class SftSection(TrainSection):
     """Supervised fine-tuning on conversations. In `sources`, a bare string is a path, or `builtin`."""

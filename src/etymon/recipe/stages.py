@@ -36,7 +36,7 @@ from etymon.evaluate import Task, bits_per_byte, drift, environment, wording, wr
 from etymon.evaluate.model import describe, nbytes
 from etymon.files import write_json
 from etymon.nn import Model
-from etymon.objectives import CausalLM
+from etymon.objectives import CausalLM, Objective, choose_objective
 from etymon.quant import quantize_int8
 from etymon.recipe import hooks, inputs, memory
 from etymon.recipe.budget import budget_of
@@ -45,7 +45,7 @@ from etymon.recipe.run import Run, binding, fingerprint, now
 from etymon.recipe.schema import LoadModel, Recipe, TrainSection, TrainTokenizer, context_problems, perplexity_config
 from etymon.recipe.service import check_service
 from etymon.text import Renderer, Tokenizer
-from etymon.train import fit
+from etymon.train import fit, held_out_loss
 from etymon.train.hardware import matmul_peak
 
 BASE, TUNED, SMALL = "pretrained", "fine-tuned", "int8"
@@ -108,6 +108,7 @@ def check_inputs(recipe: Recipe, device: str) -> None:
             f"The tokenizer has {tokenizer.vocab_size} tokens, but the model only {spec.vocab}: they do not belong "
             "together. Set model.vocab, or load another tokenizer."
         )
+    inputs.check_objective(recipe, spec, tokenizer)
     if recipe.sft is not None and tokenizer is not None:
         Renderer(tokenizer)  # raises RenderError where there is no chat template
     memory.check_memory(recipe, spec, device)
@@ -167,7 +168,10 @@ def _tokenizer(run: Run) -> None:
         assert documents is not None and isinstance(recipe.tokenizer, TrainTokenizer)
         size = recipe.tokenizer.vocab_size
         tokenizer = Tokenizer.train(
-            (document.text for document in documents.train()), size, max_bytes=recipe.tokenizer.sample_bytes
+            (document.text for document in documents.train()),
+            size,
+            special_tokens=inputs.control_tokens(recipe),
+            max_bytes=recipe.tokenizer.sample_bytes,
         )
         say(f"learned {tokenizer.vocab_size:,} tokens")
     tokenizer.save(folder / "tokenizer")
@@ -223,17 +227,21 @@ def _pretrain(run: Run) -> None:
     context = section.context or model.spec.context
     shards = TokenShards(shards_path(run, "train"), tokenizer=tokenizer)
     loader = PretrainLoader(shards, section.batch_size, context, section.seed)
+    objective = choose_objective(model.spec, tokenizer, section.objective)
+    plain = isinstance(objective, CausalLM)
     callbacks: list[Any] = []
     if shards_path(run, "held_out").exists():
         held_out = TokenShards(shards_path(run, "held_out"), tokenizer=tokenizer)
         windows = hooks.held_out_windows(held_out, section.batch_size, context)
         # the loader never asks for a document's first token, so bits are per byte of what it does ask for
         per_token = held_out.n_bytes / max(1, held_out.n_tokens - held_out.n_documents)
-        callbacks.append(hooks.HeldOut(windows, section.evaluate_every, per_token, section.micro_batch))
+        bytes_per_token = per_token if plain else None
+        hook = hooks.HeldOut(windows, section.evaluate_every, bytes_per_token, section.micro_batch, objective)
+        callbacks.append(hook)
     prompts = hooks.text_prompts(tokenizer, sample_texts(run), context)
-    if prompts:
+    if prompts and plain:
         callbacks.append(hooks.Sampler(tokenizer, prompts, section.sample_every))
-    _fit(run, "pretrain", section, model, loader, callbacks, tokenizer)
+    _fit(run, "pretrain", section, model, loader, callbacks, tokenizer, objective)
 
 
 def _sft(run: Run) -> None:
@@ -288,9 +296,11 @@ def _fit(
     loader: Any,
     callbacks: list[Any],
     tokenizer: Tokenizer,
+    objective: Objective | None = None,
 ) -> None:
+    objective = objective or CausalLM()
     config = section.train_config(budget_of(run, name, section))
-    result = fit(model, loader, CausalLM(), config, run.path / name, resume=True, hooks=callbacks, tokenizer=tokenizer)
+    result = fit(model, loader, objective, config, run.path / name, resume=True, hooks=callbacks, tokenizer=tokenizer)
     loss = "" if result.loss is None else f", loss {result.loss:.3f}"
     say(f"{result.steps:,} steps, {result.tokens:,} tokens in {result.seconds:,.0f} s{loss}")
 
@@ -329,7 +339,7 @@ def _evaluate(run: Run) -> None:
     items = _items(run)
     for name, path in evaluated_models(run).items():
         _evaluate_model(run, name, path, items)
-    if run.recipe.quantize is not None and run.recipe.data is not None:
+    if run.recipe.quantize is not None and run.recipe.data is not None and inputs.decodes(run.recipe):
         _measure_drift(run)
 
 
@@ -373,6 +383,9 @@ def _evaluate_model(run: Run, name: str, path: Path | str, items: list[Conversat
     device = "cpu" if name == SMALL else device_of(recipe)
     model = etymon.load(path, device=device)[0]
     tokenizer = Tokenizer.load(run.path / "tokenizer")
+    if model.encoder is not None:
+        say(f"{name}: {_objective_loss(run, model, tokenizer)}")
+        return
     said = []
     if recipe.data is not None and DocumentSet(run.path / "data").count("held_out"):
         documents = DocumentSet(run.path / "data").held_out()
@@ -395,6 +408,20 @@ def _evaluate_model(run: Run, name: str, path: Path | str, items: list[Conversat
             tokens = recipe.evaluate.sample_tokens
             write_samples(engine, renderer, prompts, name=name, max_tokens=tokens).save(run.path)
     say(f"{name}: {', '.join(said) or 'samples only'}")
+
+
+def _objective_loss(run: Run, model: Model, tokenizer: Tokenizer) -> str:
+    """Return the loss of the model's own objective on held-out text, in words."""
+    section, path = run.recipe.pretrain, shards_path(run, "held_out")
+    if section is None or not path.exists():
+        return "nothing to measure: it neither writes nor was it trained on documents"
+    objective = choose_objective(model.spec, tokenizer, section.objective)
+    if objective.companions(model):
+        return f"the loss of {objective.name} takes its generator, which is not part of the model"
+    context = section.context or model.spec.context
+    loader = hooks.held_out_windows(TokenShards(path, tokenizer=tokenizer), section.batch_size, context)
+    loss = held_out_loss(model, loader, loader.steps_per_epoch, objective=objective)
+    return f"{loss:.4f} nats per token of {objective.name} on held-out text"
 
 
 def _spread(run: Run, documents: Iterator[Any]) -> Iterator[Any]:
@@ -529,7 +556,15 @@ STAGES = (
         lambda recipe: ["evaluate/int8.json"] if recipe.quantize else [],
         _evaluate,
     ),
-    Stage("service", "service", ("serve", "engine"), ("model",), lambda recipe: ["evaluate/service.json"], _service),
+    Stage(
+        "service",
+        "service",
+        ("serve", "engine"),
+        ("model",),
+        lambda recipe: ["evaluate/service.json"],
+        _service,
+        wanted=inputs.decodes,
+    ),
     Stage("report", "report", (), ("evaluate", "service"), lambda recipe: ["report.html", "report.md"], _report),
 )
 NAMES = tuple(stage.name for stage in STAGES)

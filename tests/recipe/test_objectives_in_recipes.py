@@ -1,0 +1,79 @@
+"""Recipes of models that are no decoders alone: their own objective from documents to a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import etymon
+from etymon.errors import ConfigError
+from etymon.recipe.loading import load_recipe
+from etymon.recipe.run import open_run
+from etymon.recipe.stages import check_inputs, run_stages
+from etymon.train import read_metrics
+
+SMALL = {"dim": 32, "layers": 2, "heads": 2}
+MODELS: dict[str, dict[str, Any]] = {
+    "bert": SMALL,
+    "electra": SMALL,
+    "t5": SMALL | {"hidden": 48, "head_dim": 16},
+    "bart": SMALL,
+}
+
+
+def recipe(folder: Path, family: str, **changes: Any) -> Path:
+    (folder / "docs").mkdir(exist_ok=True)
+    for i in range(12):
+        text = f"Text {i} says that the cat sat on mat {i + 1}. Then it left. " * 12
+        (folder / "docs" / f"{i}.txt").write_text(text)
+    values = {
+        "name": family,
+        "run": str(folder / "run"),
+        "data": {"sources": [str(folder / "docs")], "held_out": 0.2},
+        "tokenizer": {"vocab_size": 400},
+        "model": {"family": family, **MODELS.get(family, SMALL)},
+        "pretrain": {"context": 32, "batch_size": 4, "budget": {"steps": 4}, "evaluate_every": 0.5},
+    }
+    path = folder / "r.yaml"
+    path.write_text(yaml.safe_dump(values | changes))
+    return path
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_a_whole_run(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with open_run(load_recipe(recipe(tmp_path, family))) as run:
+        run_stages(run)
+    model, tokenizer = etymon.load(tmp_path / "run" / "model")
+    assert model.spec.family == family and tokenizer is not None
+    if family != "t5":
+        assert tokenizer.mask_id == tokenizer.special["<|mask|>"]
+    rows = read_metrics(tmp_path / "run" / "pretrain" / "metrics.jsonl")
+    assert all("held_out_bits_per_byte" not in row for row in rows)
+    assert "held_out_loss" in rows[-1]
+    assert (tmp_path / "run" / "report.md").exists() and not (tmp_path / "run" / "evaluate" / "service.json").exists()
+    said = capsys.readouterr()
+    expected = {"bert": "of mlm on held-out", "electra": "takes its generator", "t5": "of span_corruption on held-out"}
+    assert expected.get(family, "of denoising on held-out") in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "message"),
+    [
+        ("marian", {}, "trains on pairs of texts"),
+        ("t5", {"tokenizer": {"vocab_size": 300}}, "span_corruption take 362"),
+        ("llama", {"pretrain": {"objective": "rtd", "context": 32, "budget": {"steps": 1}}}, "no head that says"),
+        ("bert", {"pretrain": {"objective": "mlmm", "context": 32, "budget": {"steps": 1}}}, "Did you mean 'mlm'"),
+        ("bert", {"sft": {"budget": {"steps": 1}}}, "Set `sft: null`"),
+    ],
+)
+def test_what_does_not_fit_is_said_before_anything_is_computed(
+    family: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    MODELS.setdefault("llama", SMALL | {"hidden": 48})
+    loaded = load_recipe(recipe(tmp_path, family, **changes))
+    with pytest.raises(ConfigError, match=message):
+        check_inputs(loaded, "cpu")
+    assert not (tmp_path / "run").exists()
