@@ -339,6 +339,9 @@ def _add_stack(tree: Tree, name: str, stack: Stack, dim: int) -> None:
         repeated = shown.add(f"{stop - start} × block, {own:,} parameters each")
         for sub in blocks[start].subs:
             branch = repeated.add(f"{sub.op.name}  {_value(sub.op)}")
+            for field in dataclasses.fields(sub.op):
+                if hasattr(inner := getattr(sub.op, field.name), "blocks"):
+                    _add_stack(branch, field.name, inner, getattr(sub.op, "dim", dim))
             for place in ("pre", "branch", "post"):
                 if (norm := getattr(sub, place)) is not None:
                     branch.add(f"{place}  {_value(norm)}")
@@ -351,6 +354,6 @@ def _value(value: Any) -> str:
     """Write a dataclass on one line, without the fields that are absent."""
     if not dataclasses.is_dataclass(value):
         return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    fields = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
+    fields = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value) if f.name != "encoder")
     shown = ", ".join(f"{name}={_value(item)}" for name, item in fields if item not in (None, ""))
     return f"{type(value).__name__}({shown})" if shown else type(value).__name__

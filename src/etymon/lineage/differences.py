@@ -139,6 +139,8 @@ class _Shapes:
         """Make a shape of a part; numbers and words stay as they are."""
         if not dataclasses.is_dataclass(value):
             return value
+        if isinstance(value, Stack):  # within an operator
+            return Shape(f"{value.depth} {'block' if value.depth == 1 else 'blocks'}", {})
         shown = {field.name: self.value(getattr(value, field.name)) for field in fields(value)}
         spoken = (f for f in fields(value) if f.name == "axes" or isinstance(f.default, bool | str))
         usual = {f.name for f in spoken if getattr(value, f.name) == f.default}
