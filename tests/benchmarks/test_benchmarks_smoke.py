@@ -128,6 +128,16 @@ def test_quick_decode_writes_its_result(tmp_path: Path) -> None:
     assert {"cpu", "commit", "transformers"} <= data["machine"].keys()
 
 
+def test_quick_families_write_their_result(tmp_path: Path) -> None:
+    import families
+
+    families.main(["--quick", "--threads", "1", "--modes", "eager", "--results", str(tmp_path)])
+    data = json.loads(next(tmp_path.glob("families-*.json")).read_text(encoding="utf-8"))
+    reached = {(case["family"], case["part"]) for case in data["cases"]}
+    assert reached == {(name, part) for name in ("gpt2", "llama", "bert", "t5") for part in ("loss", "trunk")}
+    assert len(data["meta_seconds"]) == 3
+
+
 def test_no_benchmark_module_hides_another() -> None:
     names = {path.stem for path in BENCHMARKS.glob("*.py")}
     assert not names & set(sys.stdlib_module_names)
