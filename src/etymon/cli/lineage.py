@@ -65,8 +65,10 @@ def lineage(
     for path, written in ((html, page), (svg, picture)):
         if path is not None:
             write_text(path, written(tree()))
+            print(f"wrote {path}")
     if markdown is not None:
         write_text(markdown, filled(tree(), markdown))
+        print(f"wrote {markdown}")
 
 
 @app.command()

@@ -59,7 +59,8 @@ class Facts:
     @property
     def news(self) -> str:
         """What changed in a few words, if that is anything a person would name."""
-        return "" if self.phrase == "the same design" or self.phrase.startswith("only ") else self.phrase
+        told = self.phrase in ("the same design", self.node.title) or self.phrase.startswith("only ")
+        return "" if told else self.phrase
 
     @property
     def sizes(self) -> list[tuple[str, int]]:
