@@ -143,6 +143,7 @@ FAMILY = Family(
         counts={"qwen1.5-moe-a2.7b": 14_315_784_192, "qwen2-57b-a14b": 57_408_658_944},
     ),
     model_type="qwen2_moe",
+    tokenizer="Qwen2Tokenizer",
     architecture="Qwen2MoeForCausalLM",
     build=build,
     sizes={

@@ -75,6 +75,7 @@ FAMILY = Family(
         counts={"qwen3-30b-a3b": 30_532_122_624, "qwen3-235b-a22b": 235_093_634_560},
     ),
     model_type="qwen3_moe",
+    tokenizer="Qwen2Tokenizer",
     architecture="Qwen3MoeForCausalLM",
     build=build,
     sizes={

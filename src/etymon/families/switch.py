@@ -180,6 +180,8 @@ FAMILY = Family(
         },
     ),
     model_type="switch_transformers",
+    objective="span_corruption",
+    tokenizer="T5Tokenizer",
     architecture="SwitchTransformersForConditionalGeneration",
     build=build,
     sizes={

@@ -144,7 +144,7 @@ class MoE(nn.Module):
         order = expert.argsort(stable=True)
         token = token[order]
         self.load = torch.bincount(expert, minlength=self.op.experts)
-        if self.training:
+        if self.training and self.router.correction is not None:
             self.served = self.load if self.served is None else self.served + self.load
         results = self.experts(rows.index_select(0, token), self.load.tolist())
         results = results * weight[order, None].to(results.dtype)
