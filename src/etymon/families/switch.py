@@ -180,7 +180,6 @@ FAMILY = Family(
         },
     ),
     model_type="switch_transformers",
-    objective="span_corruption",
     tokenizer="T5Tokenizer",
     architecture="SwitchTransformersForConditionalGeneration",
     build=build,
