@@ -44,13 +44,21 @@ EXTRA: dict[str, list[Any]] = {
 }
 
 
+# Tiny models in which some field does not act on an input of TIME tokens.
+SMALL: dict[str, dict[str, Any]] = {
+    "longllama": {"window": 20, "last": 6},
+    "retro": {"heads": 2, "head_dim": 8, "encoder_heads": 2, "encoder_head_dim": 8},  # or streams dwarf every eps
+}
+
+
 def variants(family: Family) -> Iterator[ModelSpec]:
     """Yield the family's tiny spec, and those with one more dimension of EXTRA."""
-    yield family.spec(**family.tiny)
+    tiny = family.tiny | SMALL.get(family.name, {})
+    yield family.spec(**tiny)
     known = inspect.signature(family.build).parameters
     for name in EXTRA.keys() & known:
         for value in EXTRA[name]:
-            yield family.spec(**family.tiny | {name: value})
+            yield family.spec(**tiny | {name: value})
 
 
 def mutations(value: Any, hint: Any, path: str) -> Iterator[tuple[str, Any]]:
@@ -69,7 +77,8 @@ def mutations(value: Any, hint: Any, path: str) -> Iterator[tuple[str, Any]]:
     elif value is None:
         yield from ((path, other) for kind, other in ((int, 3), (float, 0.4), (str, "relu")) if kind in kinds)
     elif isinstance(value, float):
-        yield from ((path, other) for other in {1.5 * value + 0.1, 8 * value, value / 8} - {value})
+        others = (1.5 * value + 0.1, 8 * value, value / 8, value + 10.0)
+        yield from ((path, other) for other in others if other != value)
     elif isinstance(value, int):
         yield from ((path, other) for other in {value + 1, 4 * value, 64 * value, max(1, value // 2)} - {value})
     elif isinstance(value, str):
@@ -121,6 +130,12 @@ def acts(spec: ModelSpec, path: str) -> bool:
         return eval(path.removesuffix(".op.router.renormalise"), {"spec": spec}).branch is None
     if path.endswith(".router.groups"):  # the best expert stands in the best group
         return eval(path.removesuffix(".groups"), {"spec": spec}).k > 1
+    if path.endswith((".op.passages", ".op.length")):
+        return False  # of RETRO, for which a state makes room
+    if path.endswith((".positions.axes", ".op.rope.axes")) and ".op." in path.removesuffix(".op.rope.axes"):
+        return False  # of its passages, which have no blanks
+    if path.endswith(".beta"):  # an operator that only reads adds nothing
+        return not isinstance(eval(path.removesuffix("beta") + "op", {"spec": spec}), specs.Neighbours)
     if path.endswith(".scores.segments"):
         return False  # of XLNet, whose calls give segments
     if path.endswith(".visibility"):
@@ -159,6 +174,10 @@ def outputs(model: Model) -> Tensor:
         given = {own: target[:, :30], "decoder_attention_mask": mask[:, :30]}
     if model.spec.embed.languages:
         given |= {"langs": ids % 2} | ({"decoder_langs": target[:, :30] % 2} if given else {})
+    for op in (sub.op for sub in model.spec.trunk.subs()):
+        if isinstance(op, specs.Neighbours):
+            shape = (2, TIME // op.chunk, op.passages, op.length)
+            given["retrieved"] = torch.randint(0, 12, shape, generator=generator)
     with torch.no_grad():
         output = model(ids, mask, **given)
     result = output.logits if output.logits is not None else output.pooler_output
