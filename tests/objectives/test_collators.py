@@ -18,6 +18,7 @@ from etymon.objectives import (
     CausalLM,
     Collated,
     Denoising,
+    Infilling,
     MaskedFragment,
     MaskedLM,
     Objective,
@@ -199,6 +200,60 @@ def test_a_fragment_is_hidden_from_the_encoder_and_restored_by_the_decoder() -> 
     assert len(set(places[:, 0].tolist())) > 15
 
 
+def test_blanks_are_filled_behind_the_text() -> None:
+    batch = random_batch(48, 100)
+    got = Infilling(MASK, START, END).collate(batch, dice())
+    assert got.input_ids.shape == (48, 100)
+    hidden = 0
+    for row, ids, targets, sight, (places, within) in zip(
+        batch.input_ids, got.input_ids, got.targets, got.attention_mask, got.position_ids, strict=True
+    ):
+        text = int((within > 0).nonzero()[0])
+        assert places[:text].tolist() == list(range(text)) and (targets[:text] == IGNORED).all()
+        assert torch.equal(sight[:, :text], torch.ones(100, text, dtype=torch.long))
+        assert torch.equal(sight[text:, text:], torch.ones(100 - text, 100 - text).tril().long())
+        assert not sight[:text, text:].any()
+        whole: dict[int, list[int]] = {}
+        for token, wanted, place, count in zip(ids, targets, places, within, strict=True):
+            if count > 0:
+                assert ids[place] == MASK
+                assert (token == START) == (count == 1)
+                if count > 1:
+                    assert token == whole[int(place)][-1]
+                whole.setdefault(int(place), []).append(int(wanted))
+        assert all(span.pop() == END for span in whole.values())
+        blanks = [place for place in range(text) if ids[place] == MASK]
+        assert sorted(whole) == blanks
+        restored = [t for place in range(text) for t in whole.get(place, [int(ids[place])])]
+        assert restored == row[: len(restored)].tolist() and len(restored) == 100 - 2 * len(whole)
+        hidden += sum(map(len, whole.values()))
+    assert hidden == 48 * 15
+
+
+@pytest.mark.parametrize("family", ["glm", "chatglm"])
+def test_one_blank_stands_where_the_model_itself_would_put_it(family: str) -> None:
+    from etymon.nn import build
+
+    named = family_named(family)
+    spec = named.spec(**(named.tiny | {"vocab": VOCAB, "begin": 298, "blanks": (299,)}))
+    model = build(spec, seed=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    got = Infilling(299, 298, END, rate=0.05).collate(random_batch(8, 24), dice())
+    compared = 0
+    for row in range(8):
+        stop = int((got.position_ids[row, 1] > 0).nonzero()[-1]) + 1
+        ids = got.input_ids[row : row + 1, :stop]
+        if int((ids == 299).sum()) == 1:
+            sight = got.attention_mask[row : row + 1, :stop, :stop]
+            placed = model(ids, sight, got.position_ids[row : row + 1, :, :stop], logits=False).last_hidden_state
+            found = model(ids, logits=False).last_hidden_state
+            assert (placed - found).abs().max() < 1e-4 * found.abs().max()
+            compared += 1
+    assert compared > 3
+
+
 def test_generated_replacements_are_judged() -> None:
     spec = family_named("electra").spec(**(family_named("electra").tiny | {"vocab": VOCAB}))
     from etymon.nn import build
@@ -286,6 +341,7 @@ MISFITS: list[tuple[str, str, str]] = [
     ("mlm", "gpt2", "no encoder that predicts hidden tokens"),
     ("clm", "bert", "does not predict each token from those before it"),
     ("plm", "bert", "predicts in one order"),
+    ("infilling", "llama", "reads no text with blanks"),
     ("span_corruption", "bert", "no encoder with a decoder behind it"),
     ("denoising", "llama", "no encoder with a decoder behind it"),
     ("seq2seq", "llama", "no encoder with a decoder behind it"),
@@ -303,7 +359,8 @@ def test_an_objective_that_does_not_fit_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("family", "message"), [("bert", "no mask token"), ("bart", "no mask token"), ("t5", "no sentinels")]
+    ("family", "message"),
+    [("bert", "no mask token"), ("bart", "no mask token"), ("t5", "no sentinels"), ("glm", "no tokens around")],
 )
 def test_a_tokenizer_that_lacks_tokens_is_refused(family: str, message: str) -> None:
     named = family_named(family)

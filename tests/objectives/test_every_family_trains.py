@@ -65,5 +65,6 @@ def test_which_objective_is_whose() -> None:
         "marian": "seq2seq",
         "mass": "mass",
         "xlnet": "plm",
+        **dict.fromkeys(("glm", "chatglm", "glm130b"), "infilling"),
     }
     assert {name: names[name] for name in expected} == expected

@@ -3,6 +3,7 @@
 from etymon.objectives.choice import OBJECTIVES, choose_objective, kind_of_objective, objective_name
 from etymon.objectives.clm import CausalLM
 from etymon.objectives.denoising import Denoising
+from etymon.objectives.infilling import Infilling
 from etymon.objectives.mass import MaskedFragment
 from etymon.objectives.mlm import MaskedLM
 from etymon.objectives.objective import Collated, Objective
@@ -16,6 +17,7 @@ __all__ = [
     "CausalLM",
     "Collated",
     "Denoising",
+    "Infilling",
     "MaskedFragment",
     "MaskedLM",
     "Objective",

@@ -6,6 +6,7 @@ from etymon.errors import ConfigError, suggest
 from etymon.families import family_named
 from etymon.objectives.clm import CausalLM
 from etymon.objectives.denoising import Denoising
+from etymon.objectives.infilling import Infilling
 from etymon.objectives.mass import MaskedFragment
 from etymon.objectives.mlm import MaskedLM
 from etymon.objectives.objective import Objective
@@ -13,13 +14,13 @@ from etymon.objectives.pairs import Pairs
 from etymon.objectives.plm import PermutationLM
 from etymon.objectives.rtd import ReplacedTokens
 from etymon.objectives.spans import SpanCorruption
-from etymon.spec import Discriminator, ModelSpec
+from etymon.spec import Discriminator, Infill, ModelSpec
 from etymon.text import Tokenizer
 
 OBJECTIVES: dict[str, type[Objective]] = {
     kind.name: kind
     for kind in (
-        *(CausalLM, MaskedLM, PermutationLM, ReplacedTokens),
+        *(CausalLM, MaskedLM, PermutationLM, ReplacedTokens, Infilling),
         *(SpanCorruption, Denoising, MaskedFragment, Pairs),
     )
 }
@@ -32,7 +33,7 @@ def objective_name(spec: ModelSpec, name: str | None = None) -> str:
         name = family_named(spec.family).objective
     if name is None:
         if spec.encoder is None:
-            name = "clm"
+            name = "infilling" if isinstance(spec.trunk.visibility, Infill) else "clm"
         elif spec.decoder is not None:
             name = "denoising"
         else:
