@@ -48,7 +48,7 @@ def by_full_passes(model: Model, source: list[int], prompt: list[int], tokens: i
     return ids[len(prompt) :], logprobs
 
 
-@pytest.mark.parametrize("chunk", [3, 64])
+@pytest.mark.parametrize("chunk", [3, 512])
 def test_a_shuffled_load_gives_every_source_what_it_gets_alone(translator: Model, chunk: int) -> None:
     engine = Engine(translator, None, EngineConfig(slots=4, chunk=chunk, sources=3))
     draw = random.Random(1)
@@ -61,7 +61,7 @@ def test_a_shuffled_load_gives_every_source_what_it_gets_alone(translator: Model
     events = []
     for request in requests:  # they arrive while others run
         numbers[engine.submit(request)] = request
-        for _ in range(draw.randint(0, 3)):
+        for _ in range(draw.choice((0, 0, 0, 3))):
             events += engine.step()
     while engine.has_work:
         events += engine.step()
