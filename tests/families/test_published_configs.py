@@ -240,7 +240,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 def test_a_published_config_is_its_size(size: str) -> None:
     family, _, name = size.partition("/")
     reader = ConfigReader(CONFIGS[size], "config.json")
-    read = family_of_model_type(CONFIGS[size]["model_type"], "config.json").read
+    read = family_of_model_type(CONFIGS[size]["model_type"], "config.json").format.read
     assert read is not None
     spec = read(reader)
     reader.finish()
@@ -251,7 +251,7 @@ def test_a_published_config_is_its_size(size: str) -> None:
 def test_a_key_that_nobody_knows_is_named(size: str) -> None:
     config = CONFIGS[size] | {"use_parallel_universe": True}
     reader = ConfigReader(config, "config.json")
-    read = family_of_model_type(config["model_type"], "config.json").read
+    read = family_of_model_type(config["model_type"], "config.json").format.read
     assert read is not None
     read(reader)
     with pytest.raises(ConfigError, match="'use_parallel_universe'"):
@@ -262,7 +262,7 @@ def test_glm4_is_the_same_in_both_of_its_formats() -> None:
     first = {"hidden_size": 4096, "ffn_hidden_size": 13696, "num_layers": 40, "padded_vocab_size": 151552}
     first |= {"layernorm_epsilon": 1.5625e-07, "rope_ratio": 500, "seq_length": 131072, "vocab_size": 151552}
     config = CONFIGS["chatglm2/chatglm3-6b"] | first
-    read = family_named("chatglm").read
+    read = family_named("chatglm").format.read
     assert read is not None
     spec, published = read(ConfigReader(config, "config.json")), family_named("glm4").spec("glm-4-9b-chat")
     assert dataclasses.replace(spec, name=published.name, family="glm4") == published

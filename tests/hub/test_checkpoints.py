@@ -200,7 +200,7 @@ def test_saving_is_whole_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
-@pytest.mark.parametrize("family", [f for f in families().values() if f.write], ids=lambda f: f.name)
+@pytest.mark.parametrize("family", [f for f in families().values() if f.format.write], ids=lambda f: f.name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_dtypes_survive(family: Any, dtype: torch.dtype, tmp_path: Path) -> None:
     model = etymon.build(family.spec(**family.tiny), dtype=dtype, seed=5)

@@ -50,7 +50,7 @@ def test_a_status_is_what_the_tests_do() -> None:
     tests = {path: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}
     parity = "\n".join(text for path, text in tests.items() if path.parent.name == "parity")
     for family in families().values():
-        published = re.escape(re.sub(r"For[A-Z].*|LMHead.*", "", family.architecture) or family.name)
+        published = re.escape(re.sub(r"For[A-Z].*|LMHead.*", "", family.format.architecture) or family.name)
         ours = re.sub(r"[-_]", "[-_ ]?", re.escape(family.name).replace("\\-", "-"))
         stems = "|".join({re.escape(size.split("-")[0]) for size in family.sizes} | {ours})
         names = re.compile(rf"\b{published}|(?<![a-z])({stems})(?![a-z])", re.IGNORECASE)

@@ -152,7 +152,7 @@ def test_what_is_refused() -> None:
     known |= {"intermediate_size": 48, "max_position_embeddings": 64, "pos_att_type": "c2p"}
     for key, value in {"relative_attention": False, "embedding_size": 16, "talking_head": True}.items():
         with pytest.raises(ConfigError, match=f"{key} = {value} is not supported"):
-            family.read(ConfigReader(known | {key: value}, "config.json"))
+            family.format.read(ConfigReader(known | {key: value}, "config.json"))
     with pytest.raises(ConfigError, match="conv_groups = 2 is not supported"):
         second.read(ConfigReader(known | {"conv_groups": 2}, "config.json"))
 
@@ -189,7 +189,7 @@ def test_published_configs_are_the_sizes(
     sizes = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": heads}
     reader = ConfigReader(config | sizes | {"intermediate_size": 4 * width} | more, "config.json")
     family = family_named(config["model_type"])
-    assert family.read is not None
-    read = family.read(reader)
+    assert family.format.read is not None
+    read = family.format.read(reader)
     reader.finish()
     assert dataclasses.replace(read, name=size) == family.spec(size, head=read.head)

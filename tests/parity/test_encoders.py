@@ -48,7 +48,7 @@ def labels_for(ours: Any, ids: Tensor) -> Tensor | None:
 
 
 def newer(family: Family, name: str) -> str:
-    for pattern, replacement in family.renamed.items():
+    for pattern, replacement in family.tensors.renamed.items():
         name = re.sub(pattern, replacement, name)
     return name
 
@@ -80,8 +80,10 @@ def test_outputs_hidden_states_and_gradients(pair: Any) -> None:
     gradients = {newer(family, name): p.grad for name, p in theirs.state_dict(keep_vars=True).items()}
     own = {name: p.grad for name, p in ours.named_parameters()}
     compared = set()
-    for rule in family.weights(ours.spec):
-        published = [gradients.get(name, gradients.get(name.removeprefix(family.prefix))) for name in rule.published]
+    for rule in family.tensors.weights(ours.spec):
+        published = [
+            gradients.get(name, gradients.get(name.removeprefix(family.tensors.prefix))) for name in rule.published
+        ]
         compared.add(rule.ours)
         if all(gradient is None for gradient in published):  # a table that this call did not use
             assert own[rule.ours] is None

@@ -122,7 +122,7 @@ def test_int8_keeps_rows_of_length_one(tmp_path: Path) -> None:
 def test_which_baichuan_is_said_or_refused() -> None:
     def spec(**changes: Any) -> Any:
         sizes = {"vocab_size": 64000, "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
-        read = family_named("baichuan").read
+        read = family_named("baichuan").format.read
         assert read is not None
         return read(ConfigReader(sizes | {"intermediate_size": 48, "rms_norm_eps": 1e-6} | changes, "config.json"))
 
@@ -138,7 +138,7 @@ def test_which_baichuan_is_said_or_refused() -> None:
 
 def test_shards_of_codegen_are_said_or_refused(tmp_path: Path) -> None:
     def family(**changes: Any) -> str:
-        read = family_named("codegen").read
+        read = family_named("codegen").format.read
         assert read is not None
         sizes = {"vocab_size": 96, "n_embd": 32, "n_head": 8, "n_layer": 2, "rotary_dim": 4}
         return read(ConfigReader(sizes | changes, "config.json")).family

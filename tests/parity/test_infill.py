@@ -185,7 +185,7 @@ def test_glm_130b_stands_still_at_a_mask_and_goes_on_after_the_other(tmp_path: P
 def test_either_release_of_chatglm_knows_its_special_ids(vocab: int, first: int) -> None:
     values = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 4, "inner_hidden_size": 48}
     reader = ConfigReader(values | {"vocab_size": vocab, "position_encoding_2d": True}, "config.json")
-    spec = family_named("chatglm").read(reader)
+    spec = family_named("chatglm").format.read(reader)
     reader.finish()
     assert spec.trunk.visibility == Infill(begin=first + 4, blanks=(first + 1, first))
     assert spec.tied and spec.context == 2048

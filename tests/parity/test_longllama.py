@@ -84,7 +84,7 @@ def test_loss_and_gradients_over_windows(tmp_path: Path) -> None:
     assert relative(output.loss, recorded["loss"]) < TOLERANCE
     output.loss.backward()
     own = {name: parameter.grad for name, parameter in model.named_parameters()}
-    for rule in family_named("longllama").weights(model.spec):
+    for rule in family_named("longllama").tensors.weights(model.spec):
         gradient = rule.read([recorded[f"gradients.{name}"] for name in rule.published])
         assert relative(own.pop(rule.ours), gradient) < TOLERANCE, rule.ours
     assert not own

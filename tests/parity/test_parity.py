@@ -71,7 +71,7 @@ def test_logits_hidden_states_and_gradients(pair: Any, tmp_path: Path) -> None:
     reference_gradients = published_gradients(theirs, tmp_path)
     own_gradients = {name: p.grad for name, p in ours.named_parameters()}
     compared = set()
-    rules = family_named(ours.spec.family).weights
+    rules = family_named(ours.spec.family).tensors.weights
     assert rules is not None
     for rule in rules(ours.spec):
         if rule.ours in dict(ours.named_buffers()):

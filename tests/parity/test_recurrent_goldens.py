@@ -32,7 +32,7 @@ def golden(name: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 def filled(spec: Any, weights: dict[str, Tensor]) -> Model:
     model = build(spec)
-    rules = list(family_named(spec.family).weights(spec))
+    rules = list(family_named(spec.family).tensors.weights(spec))
     used = {name for rule in rules for name in rule.published}
     state = {rule.ours: rule.read([weights[name] for name in rule.published]) for rule in rules}
     model.load_state_dict(state, strict=False)
@@ -139,7 +139,7 @@ def test_logits_and_gradients_are_torch_s(pair: tuple[Theirs, Model]) -> None:
     got.square().mean().backward()
     gradients = {name: p.grad for name, p in theirs.named_parameters()}
     own = {name: p.grad for name, p in ours.named_parameters()}
-    rules = list(family_named(ours.spec.family).weights(ours.spec))
+    rules = list(family_named(ours.spec.family).tensors.weights(ours.spec))
     assert {rule.ours for rule in rules} == set(own)
     for rule in rules:
         assert relative(own[rule.ours], rule.read([gradients[n] for n in rule.published])) < TOLERANCE, rule.ours

@@ -71,7 +71,7 @@ def test_loss_and_gradients(loaded: Any) -> None:
     assert relative(loss, recorded["loss"]) < TOLERANCE
     loss.backward()
     own = {name: parameter.grad for name, parameter in model.named_parameters()}
-    for rule in family_named("transformer_xl").weights(model.spec):
+    for rule in family_named("transformer_xl").tensors.weights(model.spec):
         gradient = rule.read([recorded[f"gradients.{name}"] for name in rule.published])
         assert relative(own.pop(rule.ours), gradient) < TOLERANCE, rule.ours
     assert not own

@@ -70,7 +70,7 @@ def test_loss_and_gradients(narrow: Any) -> None:
     assert relative(output.loss, recorded["loss"]) < TOLERANCE
     output.loss.backward()
     own = {name: parameter.grad for name, parameter in model.named_parameters()}
-    for rule in FAMILY.weights(model.spec):
+    for rule in FAMILY.tensors.weights(model.spec):
         gradient = rule.read([recorded[f"gradients.{name}"] for name in rule.published])
         assert relative(own.pop(rule.ours), gradient) < TOLERANCE, rule.ours
     assert not own

@@ -55,7 +55,7 @@ def test_logits_hidden_states_and_gradients(pair: Any) -> None:
     gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in found}
     own_gradients = {name: p.grad for name, p in ours.named_parameters()}
     compared = set()
-    for rule in family_named(ours.spec.family).weights(ours.spec):
+    for rule in family_named(ours.spec.family).tensors.weights(ours.spec):
         compared.add(rule.ours)
         published = [gradients[name] for name in rule.published]
         if rule.published == ("final_logits_bias",):  # a buffer there, set by whoever converted the checkpoint

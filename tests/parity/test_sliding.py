@@ -62,7 +62,7 @@ def test_gradients_through_many_blocks(pair: Any) -> None:
         model(ids, labels=ids, **some(ids)).loss.backward()
     wanted = {name: p.grad for name, p in theirs.state_dict(keep_vars=True).items()}
     got = dict(ours.named_parameters())
-    for rule in family_named("longformer").weights(ours.spec):
+    for rule in family_named("longformer").tensors.weights(ours.spec):
         if not rule.ours.endswith(("qkv.bias", "kv_global.bias")):  # of which a part is rounding alone
             published = rule.read([wanted[name] for name in rule.published])
             assert relative(got[rule.ours].grad, published) < 1e-5, rule.ours
@@ -126,4 +126,4 @@ def test_what_is_refused(pair: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="belongs to a Bidirectional stack"):
         build(dataclasses.replace(spec, encoder=dataclasses.replace(spec.encoder, visibility=Causal())))
     with pytest.raises(ConfigError, match=r"attention_mode = 'n2' is not supported"):
-        family.read(ConfigReader({"attention_mode": "n2"}, "config.json"))
+        family.format.read(ConfigReader({"attention_mode": "n2"}, "config.json"))

@@ -64,7 +64,7 @@ def test_what_the_published_config_of_gemma3_4b_leaves_out() -> None:
         "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
         "sliding_window": 1024,
     }
-    read = family_named("gemma3").read
+    read = family_named("gemma3").format.read
     assert read is not None
     spec = read(ConfigReader({"model_type": "gemma3", "text_config": text, "vision_config": {}}, "config.json"))
     published = family_named("gemma3").spec("gemma3-4b")

@@ -116,7 +116,7 @@ def test_gradients(pair: Any, kind: str) -> None:
         loss.backward()
     published = {name: p.grad for name, p in theirs.state_dict(keep_vars=True).items()}
     own = {name: p.grad for name, p in ours.named_parameters()}
-    for rule in family_named("xlnet").weights(ours.spec):
+    for rule in family_named("xlnet").tensors.weights(ours.spec):
         parts = [published.get(name, published.get(name.removeprefix("transformer."))) for name in rule.published]
         mine = own.pop(rule.ours)
         if parts[0] is None or not parts[0].any():

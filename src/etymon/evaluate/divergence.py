@@ -162,11 +162,11 @@ def trace_transformers(directory: Path, model: Model, ids: Tensor) -> Trace:
     """
     theirs = _load(directory)
     family = family_named(model.spec.family)
-    if family.weights is None:
+    if family.tensors.weights is None:
         raise ConfigError(f"{family.title} has no published format, so transformers knows nothing of it")
     rules = {}
-    for rule in family.weights(model.spec):
-        modules = [_find(theirs, name, family.prefix) for name in rule.published if name.endswith(".weight")]
+    for rule in family.tensors.weights(model.spec):
+        modules = [_find(theirs, name, family.tensors.prefix) for name in rule.published if name.endswith(".weight")]
         if rule.ours.endswith(".weight") and len(modules) == len(rule.published) and all(modules):
             rules[rule.ours.removesuffix(".weight")] = (rule, modules)
     listened = {f"{name}/{i}": module for name, (_, found) in rules.items() for i, module in enumerate(found) if module}

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families import bert
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -136,9 +136,6 @@ FAMILY = Family(
             "albert-xxlarge-v2": "235M, more than its code has",
         },
     ),
-    model_type="albert",
-    tokenizer="AlbertTokenizer",
-    architecture="AlbertForMaskedLM",
     build=build,
     sizes={
         "albert-base-v2": {"dim": 768, "heads": 12},
@@ -147,10 +144,17 @@ FAMILY = Family(
         "albert-xxlarge-v2": {"dim": 4096, "heads": 64},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 3, "heads": 4, "width": 16, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    head_name="predictions.decoder.weight",
-    prefix="albert.",
-    skipped=(r"\.position_ids$", r"^albert\.pooler\.", r"^sop_classifier\.", r"^predictions\.decoder\.bias$"),
+    format=Format(
+        model_type="albert",
+        architecture="AlbertForMaskedLM",
+        tokenizer="AlbertTokenizer",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="predictions.decoder.weight",
+        prefix="albert.",
+        skipped=(r"\.position_ids$", r"^albert\.pooler\.", r"^sop_classifier\.", r"^predictions\.decoder\.bias$"),
+    ),
 )

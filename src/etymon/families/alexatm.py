@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families import bart, bert
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -109,16 +109,20 @@ FAMILY = Family(
         counts={"alexatm-20b": 18_478_868_976},
         claims={"alexatm-20b": "19.75B, near what three copies of the token vectors would make"},
     ),
-    model_type="alexatm",
-    architecture="AlexaTMSeq2SeqForConditionalGeneration",
     build=build,
     sizes={
         "alexatm-20b": {"vocab": 150000, "dim": 4096, "layers": 46, "decoder_layers": 32, "heads": 32},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    copies=("model.encoder.token_embeddings.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"),
-    skipped=(r"\.position_ids$",),
+    format=Format(
+        model_type="alexatm",
+        architecture="AlexaTMSeq2SeqForConditionalGeneration",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        skipped=(r"\.position_ids$",),
+        copies=("model.encoder.token_embeddings.weight", "model.decoder.embed_tokens.weight", "lm_head.weight"),
+    ),
 )

@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 from etymon.families import llama
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.spec import ModelSpec
@@ -38,15 +38,19 @@ FAMILY = Family(
         counts={"aquila-7b": "7.296B"},
         claims={"aquila-7b": "7B, by name"},
     ),
-    model_type="aquila",
-    architecture="AquilaForCausalLM",
     build=build,
     sizes={
         "aquila-7b": {"dim": 4096, "layers": 32, "heads": 32, "hidden": 11008, "context": 2048, "eps": 1e-5},
     },
     tiny=llama.FAMILY.tiny,
-    read=read,
-    write=llama.write,
-    weights=llama.weights,
-    skipped=llama.FAMILY.skipped,
+    format=Format(
+        model_type="aquila",
+        architecture="AquilaForCausalLM",
+        read=read,
+        write=llama.write,
+    ),
+    tensors=Tensors(
+        weights=llama.weights,
+        skipped=llama.FAMILY.tensors.skipped,
+    ),
 )

@@ -17,7 +17,7 @@ from typing import Any
 from etymon.errors import ConfigError
 from etymon.families import llama
 from etymon.families.descent import attention_of, with_attention, with_blocks
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -98,8 +98,6 @@ FAMILY = Family(
             "baichuan2-13b": "13.897B",
         },
     ),
-    model_type="baichuan",
-    architecture="BaichuanForCausalLM",
     build=build,
     sizes={
         "baichuan-7b": _FIRST | _7B,
@@ -108,8 +106,14 @@ FAMILY = Family(
         "baichuan2-13b": {"vocab": 125696} | _13B,
     },
     tiny={key: value for key, value in llama.FAMILY.tiny.items() if key != "kv_heads"} | {"alibi": True},
-    read=read,
-    write=write,
-    weights=weights,
-    skipped=llama.FAMILY.skipped,
+    format=Format(
+        model_type="baichuan",
+        architecture="BaichuanForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        skipped=llama.FAMILY.tensors.skipped,
+    ),
 )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.errors import ConfigError
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -200,17 +200,21 @@ FAMILY = Family(
         reference=Running(),
         counts={"bart-base": 139_470_681, "bart-large": 406_341_721},
     ),
-    model_type="bart",
-    tokenizer="BartTokenizer",
-    architecture="BartForConditionalGeneration",
     build=build,
     sizes={
         "bart-base": {"dim": 768, "layers": 6, "heads": 12},
         "bart-large": {"dim": 1024, "layers": 12, "heads": 16},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    copies=COPIES,
+    format=Format(
+        model_type="bart",
+        architecture="BartForConditionalGeneration",
+        tokenizer="BartTokenizer",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        copies=COPIES,
+    ),
 )

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from etymon.errors import ConfigError, suggest
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -249,8 +249,6 @@ FAMILY = Family(
         },
         claims={"bert-large-uncased": "340M, rounded"},
     ),
-    model_type="bert",
-    architecture="BertForMaskedLM",
     build=build,
     sizes={
         "bert-base-uncased": _V | {"dim": 768, "layers": 12, "heads": 12},
@@ -261,11 +259,22 @@ FAMILY = Family(
         "minilm-l6-h384-uncased": _V | {"dim": 384, "layers": 6, "heads": 12},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    head_name="cls.predictions.decoder.weight",
-    prefix="bert.",
-    renamed={r"\.gamma$": ".weight", r"\.beta$": ".bias"},
-    skipped=(r"\.position_ids$", r"^bert\.pooler\.", r"^cls\.seq_relationship\.", r"^cls\.predictions\.decoder\.bias$"),
+    format=Format(
+        model_type="bert",
+        architecture="BertForMaskedLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="cls.predictions.decoder.weight",
+        prefix="bert.",
+        skipped=(
+            r"\.position_ids$",
+            r"^bert\.pooler\.",
+            r"^cls\.seq_relationship\.",
+            r"^cls\.predictions\.decoder\.bias$",
+        ),
+        renamed={r"\.gamma$": ".weight", r"\.beta$": ".bias"},
+    ),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from etymon.families.descent import attention_of, decoder
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -104,8 +104,6 @@ FAMILY = Family(
             "bloom-176b": "176.247B",
         },
     ),
-    model_type="bloom",
-    architecture="BloomForCausalLM",
     build=build,
     sizes={
         "bloom-560m": {"dim": 1024, "layers": 24, "heads": 16},
@@ -116,8 +114,14 @@ FAMILY = Family(
         "bloom-176b": {"dim": 14336, "layers": 70, "heads": 112},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
-    read=read,
-    write=KEYS.write,
-    weights=weights,
-    prefix="transformer.",
+    format=Format(
+        model_type="bloom",
+        architecture="BloomForCausalLM",
+        read=read,
+        write=KEYS.write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        prefix="transformer.",
+    ),
 )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families import chatglm2, glm130b
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Rule, SwapQuarters
@@ -70,8 +70,6 @@ FAMILY = Family(
         reference=Recorded("THUDM/chatglm-6b"),
         counts={"chatglm-6b": "6.173B"},
     ),
-    model_type="chatglm",
-    architecture="ChatGLMForConditionalGeneration",
     build=build,
     sizes={
         "chatglm-6b": {
@@ -85,8 +83,14 @@ FAMILY = Family(
         },
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "hidden": 48, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    skipped=(r"rotary_emb\.inv_freq$",),
+    format=Format(
+        model_type="chatglm",
+        architecture="ChatGLMForConditionalGeneration",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        skipped=(r"rotary_emb\.inv_freq$",),
+    ),
 )

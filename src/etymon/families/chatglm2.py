@@ -13,7 +13,7 @@ from typing import Any
 
 from etymon.families import glm4
 from etymon.families.descent import attention_of
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
@@ -101,16 +101,20 @@ FAMILY = Family(
         reference=Recorded("the published model file"),
         counts={"chatglm2-6b": 6_243_584_000, "chatglm3-6b": 6_243_584_000},
     ),
-    model_type="chatglm",
-    architecture="ChatGLMModel",
     build=build,
     sizes={
         "chatglm2-6b": _6B | {"context": 32768},
         "chatglm3-6b": _6B | {"context": 8192},
     },
     tiny=glm4.FAMILY.tiny,
-    write=write,
-    weights=weights,
-    head_name="transformer.output_layer.weight",
-    skipped=(r"^transformer\.rotary_pos_emb\.inv_freq$",),
+    format=Format(
+        model_type="chatglm",
+        architecture="ChatGLMModel",
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="transformer.output_layer.weight",
+        skipped=(r"^transformer\.rotary_pos_emb\.inv_freq$",),
+    ),
 )

@@ -14,7 +14,7 @@ from typing import Any
 from etymon.errors import ConfigError
 from etymon.families import gptj
 from etymon.families.descent import attention_of
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -72,8 +72,6 @@ FAMILY = Family(
         counts={"codegen-350m": "356.7M", "codegen-2b": "2.779B", "codegen-6b": "7.064B", "codegen-16b": "16.032B"},
         claims={"codegen-2b": "2.7B, rounded down", "codegen-6b": "6.1B, which its 33 layers exceed"},
     ),
-    model_type="codegen",
-    architecture="CodeGenForCausalLM",
     build=build,
     sizes={
         "codegen-350m": {"vocab": 51200, "dim": 1024, "layers": 20, "heads": 16, "rotary_dim": 32},
@@ -82,9 +80,15 @@ FAMILY = Family(
         "codegen-16b": {"vocab": 51200, "dim": 6144, "layers": 34, "heads": 24},
     },
     tiny=gptj.FAMILY.tiny,
-    read=read,
-    write=gptj.KEYS.write,
-    weights=weights,
-    prefix="transformer.",
-    skipped=gptj.FAMILY.skipped,
+    format=Format(
+        model_type="codegen",
+        architecture="CodeGenForCausalLM",
+        read=read,
+        write=gptj.KEYS.write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        prefix="transformer.",
+        skipped=gptj.FAMILY.tensors.skipped,
+    ),
 )

@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 from etymon.families import codegen, gptj
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Recorded
 from etymon.spec import ModelSpec
 
@@ -37,8 +37,6 @@ FAMILY = Family(
         reference=Recorded("the published model file"),
         counts={"codegen2-1b": "1.015B", "codegen2-3.7b": "3.641B", "codegen2-7b": "6.863B", "codegen2-16b": "16.032B"},
     ),
-    model_type="codegen",
-    architecture="CodeGenForCausalLM",
     build=build,
     sizes={
         "codegen2-1b": {"vocab": 51200, "dim": 2048, "layers": 16, "heads": 16},
@@ -47,8 +45,14 @@ FAMILY = Family(
         "codegen2-16b": {"vocab": 51200, "dim": 6144, "layers": 34, "heads": 24},
     },
     tiny=gptj.FAMILY.tiny | {"heads": 8},
-    write=write,
-    weights=codegen.weights,
-    prefix="transformer.",
-    skipped=gptj.FAMILY.skipped,
+    format=Format(
+        model_type="codegen",
+        architecture="CodeGenForCausalLM",
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=codegen.weights,
+        prefix="transformer.",
+        skipped=gptj.FAMILY.tensors.skipped,
+    ),
 )

@@ -15,7 +15,7 @@ from typing import Any
 from etymon.errors import ConfigError
 from etymon.families import bert
 from etymon.families.descent import attention_of, with_attention
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.keys import ACTIVATIONS
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -171,9 +171,6 @@ FAMILY = Family(
             "deberta-xlarge": "750M, rounded",
         },
     ),
-    model_type="deberta",
-    tokenizer="DebertaTokenizer",
-    architecture="DebertaForMaskedLM",
     build=build,
     sizes={
         "deberta-base": {"dim": 768, "layers": 12, "heads": 12},
@@ -181,11 +178,18 @@ FAMILY = Family(
         "deberta-xlarge": {"dim": 1024, "layers": 48, "heads": 16},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64, "segments": 2, "span": 12},
-    read=read,
-    write=write,
-    weights=weights,
-    head_name="cls.predictions.decoder.weight",
-    prefix="deberta.",
-    renamed=RENAMED,
-    skipped=SKIPPED,
+    format=Format(
+        model_type="deberta",
+        architecture="DebertaForMaskedLM",
+        tokenizer="DebertaTokenizer",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="cls.predictions.decoder.weight",
+        prefix="deberta.",
+        skipped=SKIPPED,
+        renamed=RENAMED,
+    ),
 )

@@ -14,7 +14,7 @@ from typing import Any
 
 from etymon.families import deberta
 from etymon.families.descent import attention_of, with_attention
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.keys import ACTIVATIONS
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -162,9 +162,6 @@ FAMILY = Family(
         },
         claims={"deberta-v2-xlarge": "900M, rounded", "deberta-v2-xxlarge": "1.5B, rounded"},
     ),
-    model_type="deberta-v2",
-    tokenizer="DebertaV2Tokenizer",
-    architecture="DebertaV2ForMaskedLM",
     build=build,
     sizes={
         "deberta-v2-xlarge": _XL | {"layers": 24},
@@ -175,11 +172,18 @@ FAMILY = Family(
         "deberta-v3-large": _V3 | {"dim": 1024, "layers": 24, "heads": 16},
     },
     tiny=_TINY | {"buckets": 8, "span": 30, "kernel": 3},
-    read=read,
-    write=write,
-    weights=weights,
-    head_name="cls.predictions.decoder.weight",
-    prefix="deberta.",
-    renamed=deberta.RENAMED | {r"^mask_predictions\.classifer\.": "mask_predictions.classifier."},
-    skipped=(*deberta.SKIPPED, r"^deberta\.embeddings\.word_embeddings\._weight$"),
+    format=Format(
+        model_type="deberta-v2",
+        architecture="DebertaV2ForMaskedLM",
+        tokenizer="DebertaV2Tokenizer",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="cls.predictions.decoder.weight",
+        prefix="deberta.",
+        skipped=(*deberta.SKIPPED, r"^deberta\.embeddings\.word_embeddings\._weight$"),
+        renamed=deberta.RENAMED | {r"^mask_predictions\.classifer\.": "mask_predictions.classifier."},
+    ),
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 from etymon.families import llama, qwen2_moe
 from etymon.families.descent import attention_of, feed_forward_of, with_mixtures
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -108,8 +108,6 @@ FAMILY = Family(
         reference=Running("transformers' LLaMA with the mixture of its DeepSeek-V2"),
         counts={"deepseek-moe-16b": 16_375_728_128},
     ),
-    model_type="deepseek",
-    architecture="DeepseekForCausalLM",
     build=build,
     sizes={
         "deepseek-moe-16b": {
@@ -124,8 +122,14 @@ FAMILY = Family(
         },
     },
     tiny=llama.FAMILY.tiny | {"experts": 6, "k": 3, "expert_hidden": 24, "shared": 2},
-    read=read,
-    write=write,
-    weights=weights,
-    skipped=llama.FAMILY.skipped,
+    format=Format(
+        model_type="deepseek",
+        architecture="DeepseekForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        skipped=llama.FAMILY.tensors.skipped,
+    ),
 )

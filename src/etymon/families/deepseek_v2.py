@@ -13,7 +13,7 @@ from typing import Any
 from etymon.errors import ConfigError
 from etymon.families import llama, qwen2_moe
 from etymon.families.descent import feed_forward_of, with_mixtures
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -232,8 +232,6 @@ FAMILY = Family(
         reference=Running(),
         counts={"deepseek-v2-lite": 15_706_484_224, "deepseek-v2": 235_741_434_880},
     ),
-    model_type="deepseek_v2",
-    architecture="DeepseekV2ForCausalLM",
     build=build,
     sizes={
         "deepseek-v2-lite": _SIZE | _LITE,
@@ -258,8 +256,14 @@ FAMILY = Family(
         "expert_hidden": 24,
         "shared": 2,
     },
-    read=read,
-    write=write,
-    weights=weights,
-    skipped=llama.FAMILY.skipped,
+    format=Format(
+        model_type="deepseek_v2",
+        architecture="DeepseekV2ForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        skipped=llama.FAMILY.tensors.skipped,
+    ),
 )

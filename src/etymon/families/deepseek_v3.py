@@ -12,7 +12,7 @@ from typing import Any
 
 from etymon.families import deepseek_v2
 from etymon.families.descent import feed_forward_of, with_mixtures
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.spec import Groups, ModelSpec, MoE, TopK, YarnScaling
@@ -95,14 +95,18 @@ FAMILY = Family(
             "deepseek-r1": "685B, with a layer that predicts a second token",
         },
     ),
-    model_type="deepseek_v3",
-    architecture="DeepseekV3ForCausalLM",
     build=build,
     sizes={"deepseek-v3": _671B, "deepseek-r1": _671B},
     tiny=deepseek_v2.FAMILY.tiny
     | {"experts": 6, "groups": 2, "groups_kept": 1, "dense_layers": 1, "shared": 1, "scale": 2.5},
-    read=read,
-    write=write,
-    weights=deepseek_v2.weights,
-    skipped=(*deepseek_v2.FAMILY.skipped, r"^model\.layers\.61\."),
+    format=Format(
+        model_type="deepseek_v3",
+        architecture="DeepseekV3ForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=deepseek_v2.weights,
+        skipped=(*deepseek_v2.FAMILY.tensors.skipped, r"^model\.layers\.61\."),
+    ),
 )

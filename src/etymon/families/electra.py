@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families import bert
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names
@@ -119,8 +119,6 @@ FAMILY = Family(
             "electra-large-generator": 51_295_290,
         },
     ),
-    model_type="electra",
-    architecture="ElectraForPreTraining",
     build=build,
     sizes={
         "electra-small-discriminator": {"dim": 256, "heads": 4, "width": 128},
@@ -131,10 +129,16 @@ FAMILY = Family(
         "electra-large-generator": _GENERATOR | {"dim": 256, "heads": 4, "width": 1024, "layers": 24},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "width": 16, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    head_name="generator_lm_head.weight",
-    prefix="electra.",
-    skipped=(r"\.position_ids$",),
+    format=Format(
+        model_type="electra",
+        architecture="ElectraForPreTraining",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="generator_lm_head.weight",
+        prefix="electra.",
+        skipped=(r"\.position_ids$",),
+    ),
 )

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families import bert
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Rule
@@ -68,8 +68,6 @@ FAMILY = Family(
             "ernie-3.0-nano-zh": "18M",
         },
     ),
-    model_type="ernie",
-    architecture="ErnieForMaskedLM",
     build=build,
     sizes={
         "ernie-1.0-base-zh": {
@@ -90,11 +88,17 @@ FAMILY = Family(
         "ernie-3.0-nano-zh": _ZH | {"dim": 312, "layers": 4},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64, "tasks": 3},
-    read=read,
-    write=write,
-    weights=weights,
-    head_name="cls.predictions.decoder.weight",
-    prefix="ernie.",
-    renamed=bert.FAMILY.renamed,
-    skipped=(r"\.position_ids$", r"^ernie\.pooler\.", *bert.FAMILY.skipped),
+    format=Format(
+        model_type="ernie",
+        architecture="ErnieForMaskedLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="cls.predictions.decoder.weight",
+        prefix="ernie.",
+        skipped=(r"\.position_ids$", r"^ernie\.pooler\.", *bert.FAMILY.tensors.skipped),
+        renamed=bert.FAMILY.tensors.renamed,
+    ),
 )

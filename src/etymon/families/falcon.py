@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families.descent import attention_of, decoder, side_by_side
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -190,9 +190,6 @@ FAMILY = Family(
             "falcon-40b": "41.84B, with the tied head counted again",
         },
     ),
-    model_type="falcon",
-    older_types=("RefinedWebModel", "RefinedWeb"),
-    architecture="FalconForCausalLM",
     build=build,
     sizes={
         "falcon-7b": {"dim": 4544, "layers": 32, "heads": 71},
@@ -204,8 +201,15 @@ FAMILY = Family(
         | {"alibi": True, "bias": True},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    prefix="transformer.",
+    format=Format(
+        model_type="falcon",
+        older_types=("RefinedWebModel", "RefinedWeb"),
+        architecture="FalconForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        prefix="transformer.",
+    ),
 )

@@ -33,40 +33,59 @@ def extends(parent: Callable[..., ModelSpec]) -> Callable[[Callable[..., ModelSp
 
 
 @dataclass(frozen=True, kw_only=True)
+class Format:
+    """How a family's `config.json` is read and written.
+
+    `older_types` are other model types of it, and `sign` is a key that tells its configs from others of `model_type`.
+    `tokenizer` is the class that reads its tokenizer files, where these do not tell. A family that was never published
+    has neither; one published as another family's (Galactica as OPT) has no `read`.
+    """
+
+    model_type: str = ""
+    older_types: tuple[str, ...] = ()
+    sign: str = ""
+    architecture: str = ""
+    tokenizer: str = ""
+    read: Callable[[ConfigReader], ModelSpec] | None = None
+    write: Callable[[ModelSpec], dict[str, Any]] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tensors:
+    """How a family's checkpoints name their tensors: `weights` lists the rules.
+
+    `prefix` may be missing from published names; names matching `skipped` that no rule wants are buffers, or parts that
+    this model does without; `copies` may be there but must equal the token embedding, as the head, `head_name`, must
+    where it is tied; `renamed` replaces patterns in older names.
+    """
+
+    weights: Callable[[ModelSpec], Iterable[Rule]] | None = None
+    head_name: str = "lm_head.weight"
+    prefix: str = ""
+    skipped: tuple[str, ...] = ()
+    copies: tuple[str, ...] = ()
+    renamed: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """A family of published models.
 
     `build(name=..., **dimensions)` makes a spec; `sizes` are the dimensions of its published models and `tiny` those
-    of a model for tests. `read` and `write` translate `config.json`, that of `older_types` too, and `weights` lists the
-    tensors. `prefix` may be missing from published names; names matching `skipped` that no rule wants are buffers, or
-    parts that this model does without; `copies` may be there but must equal the token embedding; `renamed` replaces
-    patterns in older names. A family that was never published has no format; one published as another family's
-    (Galactica as OPT) has no `read`. `origin` is its place in the lineage; `sign` is a key of its configs that tells
-    them from others of `model_type`. `objective` is what it is pretrained by (None: what follows from its stacks, see
-    `etymon.objectives.choice`), `tokenizer` the class that reads its tokenizer files, where these do not tell.
+    of a model for tests. `origin` is its place in the lineage. `objective` is what it is pretrained by (None: what
+    follows from its stacks, see `etymon.objectives.choice`).
     """
 
     name: str
     title: str
     paper: str
     origin: Origin = UNTOLD
-    model_type: str = ""
-    older_types: tuple[str, ...] = ()
-    sign: str = ""
-    architecture: str = ""
-    tokenizer: str = ""
     build: Callable[..., ModelSpec]
     sizes: dict[str, dict[str, Any]]
     tiny: dict[str, Any]
-    read: Callable[[ConfigReader], ModelSpec] | None = None
-    write: Callable[[ModelSpec], dict[str, Any]] | None = None
-    weights: Callable[[ModelSpec], Iterable[Rule]] | None = None
-    head_name: str = "lm_head.weight"
-    prefix: str = ""
-    skipped: tuple[str, ...] = field(default=())
-    copies: tuple[str, ...] = ()
-    renamed: dict[str, str] = field(default_factory=dict)
     objective: str | None = None
+    format: Format = field(default_factory=Format)
+    tensors: Tensors = field(default_factory=Tensors)
 
     def spec(self, size: str | None = None, **dimensions: Any) -> ModelSpec:
         """Return the spec of a published size, of free dimensions, or of a size with some of them changed.
@@ -109,12 +128,12 @@ def family_named(name: str) -> Family:
 def family_of_model_type(model_type: str, where: str, keys: Collection[str] = ()) -> Family:
     """Return the family that reads configs of this `model_type` ("" where they name none), with these `keys`. Raises
     ConfigError that names the nearest one."""
-    readers = [family for family in families().values() if family.read is not None]
-    signed = [family for family in readers if family.sign in keys]
+    readers = [family for family in families().values() if family.format.read is not None]
+    signed = [family for family in readers if family.format.sign in keys]
     if not model_type and signed:
         return signed[0]
-    readers = [f for f in readers if f.sign and f not in signed] + [f for f in readers if not f.sign] + signed
-    known = {model_type: family for family in readers for model_type in (family.model_type, *family.older_types)}
+    readers.sort(key=lambda family: (family in signed) - bool(family.format.sign and family not in signed))
+    known = {kind: family for family in readers for kind in (family.format.model_type, *family.format.older_types)}
     if model_type not in known:
         listing = ", ".join(known)
         raise ConfigError(

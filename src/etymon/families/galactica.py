@@ -10,7 +10,7 @@ import dataclasses
 from typing import Any
 
 from etymon.families import opt
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.spec import ModelSpec
 
@@ -39,8 +39,6 @@ FAMILY = Family(
             "galactica-120b": "121.329B",
         },
     ),
-    model_type="opt",
-    architecture="OPTForCausalLM",
     build=build,
     sizes={
         "galactica-125m": {"dim": 768, "layers": 12, "heads": 12},
@@ -50,6 +48,12 @@ FAMILY = Family(
         "galactica-120b": {"dim": 10240, "layers": 96, "heads": 80},
     },
     tiny=opt.FAMILY.tiny,
-    write=opt.write,
-    weights=opt.weights,
+    format=Format(
+        model_type="opt",
+        architecture="OPTForCausalLM",
+        write=opt.write,
+    ),
+    tensors=Tensors(
+        weights=opt.weights,
+    ),
 )

@@ -12,7 +12,7 @@ from typing import Any
 from etymon.errors import ConfigError
 from etymon.families import llama
 from etymon.families.descent import attention_of, with_blocks
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -71,8 +71,6 @@ FAMILY = Family(
         reference=Running(),
         counts={"gemma-2b": 2_506_172_416, "gemma-7b": 8_537_680_896},
     ),
-    model_type="gemma",
-    architecture="GemmaForCausalLM",
     build=build,
     sizes={
         "gemma-2b": {"vocab": 256000, "dim": 2048, "layers": 18, "heads": 8, "kv_heads": 1, "hidden": 16384}
@@ -80,7 +78,13 @@ FAMILY = Family(
         "gemma-7b": {"vocab": 256000, "dim": 3072, "layers": 28, "heads": 16, "hidden": 24576, "context": 8192},
     },
     tiny=llama.FAMILY.tiny | {"head_dim": 16},
-    read=read,
-    write=write,
-    weights=llama.weights,
+    format=Format(
+        model_type="gemma",
+        architecture="GemmaForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=llama.weights,
+    ),
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 from etymon.families import gemma, llama
 from etymon.families.descent import attention_of, with_attention, with_blocks, with_windows
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.qwen2 import write_windows
 from etymon.families.reader import ConfigReader
@@ -114,8 +114,6 @@ FAMILY = Family(
         reference=Running(),
         counts={"gemma2-2b": 2_614_341_888, "gemma2-9b": 9_241_705_984, "gemma2-27b": 27_227_128_320},
     ),
-    model_type="gemma2",
-    architecture="Gemma2ForCausalLM",
     build=build,
     sizes={
         "gemma2-2b": _SIZE | {"dim": 2304, "layers": 26, "heads": 8, "kv_heads": 4, "hidden": 9216},
@@ -125,7 +123,13 @@ FAMILY = Family(
         | {"scale": 144**-0.5},
     },
     tiny=gemma.FAMILY.tiny | {"window": 16, "scale": 0.2},
-    read=read,
-    write=write,
-    weights=weights,
+    format=Format(
+        model_type="gemma2",
+        architecture="Gemma2ForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+    ),
 )

@@ -12,7 +12,7 @@ from typing import Any
 
 from etymon.families import gemma2, llama
 from etymon.families.descent import attention_of, with_attention, with_blocks
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -123,9 +123,6 @@ FAMILY = Family(
             "gemma3-27b": 27_009_346_304,
         },
     ),
-    model_type="gemma3_text",
-    older_types=("gemma3",),
-    architecture="Gemma3ForCausalLM",
     build=build,
     sizes={
         "gemma3-270m": _SMALL | {"dim": 640, "layers": 18, "hidden": 2048},
@@ -137,9 +134,16 @@ FAMILY = Family(
         | {"scale": 168**-0.5},
     },
     tiny=llama.FAMILY.tiny | {"head_dim": 16, "window": 16, "pattern": 2, "scale": 0.2},
-    read=read,
-    write=write,
-    weights=gemma2.weights,
-    renamed={r"^language_model\.": ""},
-    skipped=(r"^vision_tower\.", r"^multi_modal_projector\."),
+    format=Format(
+        model_type="gemma3_text",
+        older_types=("gemma3",),
+        architecture="Gemma3ForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=gemma2.weights,
+        skipped=(r"^vision_tower\.", r"^multi_modal_projector\."),
+        renamed={r"^language_model\.": ""},
+    ),
 )

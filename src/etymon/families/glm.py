@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.errors import ConfigError
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
@@ -122,9 +122,6 @@ FAMILY = Family(
             "glm-10b": 9_880_682_496,
         },
     ),
-    model_type="glm",
-    sign="block_position_encoding",
-    architecture="GLMForConditionalGeneration",
     build=build,
     sizes={
         "glm-base": _ENGLISH | {"dim": 768, "layers": 12, "heads": 12},
@@ -134,8 +131,15 @@ FAMILY = Family(
         "glm-10b": _LARGER | {"dim": 4096, "layers": 48, "heads": 64},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    renamed={r"^glm\.": ""},
+    format=Format(
+        model_type="glm",
+        sign="block_position_encoding",
+        architecture="GLMForConditionalGeneration",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        renamed={r"^glm\.": ""},
+    ),
 )

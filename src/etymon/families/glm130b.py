@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.errors import ConfigError
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
@@ -136,8 +136,6 @@ FAMILY = Family(
         counts={"glm-130b": 128_697_794_560},
         claims={"glm-130b": "130B, with the head counted apart"},
     ),
-    model_type="glm130b",
-    architecture="GLM130B",
     build=build,
     sizes={
         "glm-130b": {
@@ -151,8 +149,14 @@ FAMILY = Family(
         },
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "hidden": 88, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    skipped=(r"rotary_emb\.inv_freq$",),
+    format=Format(
+        model_type="glm130b",
+        architecture="GLM130B",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        skipped=(r"rotary_emb\.inv_freq$",),
+    ),
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 from etymon.families import llama
 from etymon.families.descent import attention_of, with_attention, with_blocks
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -93,15 +93,19 @@ FAMILY = Family(
         reference=Running(),
         counts={"glm-4-9b": 9_399_951_360, "glm-4-9b-chat": 9_399_951_360},
     ),
-    model_type="glm",
-    architecture="GlmForCausalLM",
     build=build,
     sizes={
         "glm-4-9b": _9B | {"context": 8192},
         "glm-4-9b-chat": _9B | {"context": 131072, "rope_base": 5e6},
     },
     tiny=llama.FAMILY.tiny,
-    read=read,
-    write=write,
-    weights=weights,
+    format=Format(
+        model_type="glm",
+        architecture="GlmForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+    ),
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from etymon.families import glm4
 from etymon.families.descent import with_blocks
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.spec import Block, ModelSpec, Sub
@@ -47,15 +47,19 @@ FAMILY = Family(
         reference=Running(),
         counts={"glm-4-9b-0414": 9_400_279_040, "glm-4-32b-0414": "32.566B"},
     ),
-    model_type="glm4",
-    architecture="Glm4ForCausalLM",
     build=build,
     sizes={
         "glm-4-9b-0414": _SIZE | {"dim": 4096, "layers": 40, "heads": 32, "hidden": 13696},
         "glm-4-32b-0414": _SIZE | {"dim": 6144, "layers": 61, "heads": 48, "hidden": 23040, "qkv_bias": False},
     },
     tiny=glm4.FAMILY.tiny,
-    read=read,
-    write=glm4.write,
-    weights=glm4.weights,
+    format=Format(
+        model_type="glm4",
+        architecture="Glm4ForCausalLM",
+        read=read,
+        write=glm4.write,
+    ),
+    tensors=Tensors(
+        weights=glm4.weights,
+    ),
 )

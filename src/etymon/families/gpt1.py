@@ -11,7 +11,7 @@ from typing import Any
 
 from etymon.families import gpt2
 from etymon.families.descent import with_blocks
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -82,14 +82,18 @@ FAMILY = Family(
         reference=Running(),
         counts={"openai-gpt": "116.5M"},
     ),
-    model_type="openai-gpt",
-    architecture="OpenAIGPTLMHeadModel",
     build=build,
     sizes={"openai-gpt": {"dim": 768, "layers": 12, "heads": 12}},
     tiny=gpt2.FAMILY.tiny,
-    read=read,
-    write=KEYS.write,
-    weights=weights,
-    prefix="transformer.",
-    skipped=(r"\.attn\.bias$", r"\.position_ids$"),
+    format=Format(
+        model_type="openai-gpt",
+        architecture="OpenAIGPTLMHeadModel",
+        read=read,
+        write=KEYS.write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        prefix="transformer.",
+        skipped=(r"\.attn\.bias$", r"\.position_ids$"),
+    ),
 )

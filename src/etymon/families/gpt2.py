@@ -11,7 +11,7 @@ from typing import Any
 
 from etymon.errors import ConfigError
 from etymon.families.descent import attention_of, decoder
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -111,8 +111,6 @@ FAMILY = Family(
         reference=Running(),
         counts={"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200},
     ),
-    model_type="gpt2",
-    architecture="GPT2LMHeadModel",
     build=build,
     sizes={
         "gpt2": {"dim": 768, "layers": 12, "heads": 12},
@@ -121,9 +119,15 @@ FAMILY = Family(
         "gpt2-xl": {"dim": 1600, "layers": 48, "heads": 25},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    prefix="transformer.",
-    skipped=(r"\.attn\.(masked_)?bias$",),
+    format=Format(
+        model_type="gpt2",
+        architecture="GPT2LMHeadModel",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        prefix="transformer.",
+        skipped=(r"\.attn\.(masked_)?bias$",),
+    ),
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from etymon.families import gpt2
 from etymon.families.descent import attention_of, with_attention, with_blocks
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -78,8 +78,6 @@ FAMILY = Family(
             "starcoderbase-1b": "1.137B",
         },
     ),
-    model_type="gpt_bigcode",
-    architecture="GPTBigCodeForCausalLM",
     build=build,
     sizes={
         "starcoder": _SIZE | {"dim": 6144, "layers": 40, "heads": 48},
@@ -88,9 +86,15 @@ FAMILY = Family(
         "starcoderbase-1b": _SIZE | {"dim": 2048, "layers": 24, "heads": 16},
     },
     tiny=gpt2.FAMILY.tiny,
-    read=read,
-    write=write,
-    weights=weights,
-    prefix="transformer.",
-    skipped=(r"\.attn\.(masked_)?bias$",),
+    format=Format(
+        model_type="gpt_bigcode",
+        architecture="GPTBigCodeForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        prefix="transformer.",
+        skipped=(r"\.attn\.(masked_)?bias$",),
+    ),
 )

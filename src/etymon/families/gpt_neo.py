@@ -10,7 +10,7 @@ from typing import Any
 
 from etymon.families import gpt2
 from etymon.families.descent import with_attention, with_blocks, with_windows
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -84,8 +84,6 @@ FAMILY = Family(
         reference=Running(),
         counts={"gpt-neo-125m": "125.2M", "gpt-neo-1.3b": "1.316B", "gpt-neo-2.7b": "2.651B"},
     ),
-    model_type="gpt_neo",
-    architecture="GPTNeoForCausalLM",
     build=build,
     sizes={
         "gpt-neo-125m": {"dim": 768, "layers": 12, "heads": 12},
@@ -93,9 +91,15 @@ FAMILY = Family(
         "gpt-neo-2.7b": {"dim": 2560, "layers": 32, "heads": 20},
     },
     tiny=gpt2.FAMILY.tiny | {"window": 16},
-    read=read,
-    write=write,
-    weights=weights,
-    prefix="transformer.",
-    skipped=(r"\.attention\.(masked_)?bias$",),
+    format=Format(
+        model_type="gpt_neo",
+        architecture="GPTNeoForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        prefix="transformer.",
+        skipped=(r"\.attention\.(masked_)?bias$",),
+    ),
 )

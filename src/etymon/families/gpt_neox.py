@@ -11,7 +11,7 @@ from typing import Any
 
 from etymon.families import llama
 from etymon.families.descent import attention_of, decoder
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -143,8 +143,6 @@ FAMILY = Family(
             "stablelm-alpha-7b": "7.869B",
         },
     ),
-    model_type="gpt_neox",
-    architecture="GPTNeoXForCausalLM",
     build=build,
     sizes={
         "gpt-neox-20b": {"dim": 6144, "layers": 44, "heads": 64},
@@ -162,9 +160,15 @@ FAMILY = Family(
         "stablelm-alpha-7b": {"vocab": 50432, "dim": 6144, "layers": 16, "heads": 48, "context": 4096},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 2, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    head_name="embed_out.weight",
-    skipped=(r"\.attention\.(masked_)?bias$", r"\.rotary_emb\.inv_freq$"),
+    format=Format(
+        model_type="gpt_neox",
+        architecture="GPTNeoXForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="embed_out.weight",
+        skipped=(r"\.attention\.(masked_)?bias$", r"\.rotary_emb\.inv_freq$"),
+    ),
 )

@@ -12,7 +12,7 @@ from typing import Any
 from etymon.families import llama, qwen2
 from etymon.families.descent import attention_of, feed_forward_of, with_attention, with_blocks, with_mixtures
 from etymon.families.descent import with_windows as windowed
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -129,15 +129,19 @@ FAMILY = Family(
         reference=Running(),
         counts={"gpt-oss-20b": "20.91B", "gpt-oss-120b": "116.83B"},
     ),
-    model_type="gpt_oss",
-    architecture="GptOssForCausalLM",
     build=build,
     sizes={
         "gpt-oss-20b": _SIZE | {"layers": 24, "experts": 32},
         "gpt-oss-120b": _SIZE | {"layers": 36, "experts": 128},
     },
     tiny=llama.FAMILY.tiny | {"head_dim": 16, "window": 16, "experts": 4, "k": 2},
-    read=read,
-    write=write,
-    weights=weights,
+    format=Format(
+        model_type="gpt_oss",
+        architecture="GptOssForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+    ),
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from etymon.families.descent import attention_of, decoder, side_by_side
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -102,14 +102,18 @@ FAMILY = Family(
         reference=Running(),
         counts={"gpt-j-6b": "6.051B"},
     ),
-    model_type="gptj",
-    architecture="GPTJForCausalLM",
     build=build,
     sizes={"gpt-j-6b": {"dim": 4096, "layers": 28, "heads": 16}},
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64, "rotary_dim": 4},
-    read=read,
-    write=KEYS.write,
-    weights=weights,
-    prefix="transformer.",
-    skipped=(r"\.attn\.(masked_)?bias$", r"\.attn\.causal_mask$", r"\.embed_positions$"),
+    format=Format(
+        model_type="gptj",
+        architecture="GPTJForCausalLM",
+        read=read,
+        write=KEYS.write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        prefix="transformer.",
+        skipped=(r"\.attn\.(masked_)?bias$", r"\.attn\.causal_mask$", r"\.embed_positions$"),
+    ),
 )

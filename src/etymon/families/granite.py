@@ -10,7 +10,7 @@ from typing import Any
 
 from etymon.families import llama
 from etymon.families.descent import with_attention, with_blocks
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.spec import Attention, Block, Embed, ModelSpec
@@ -81,8 +81,6 @@ FAMILY = Family(
         reference=Running(),
         counts={"granite-3.0-2b": 2_533_531_648, "granite-3.0-8b": 8_170_848_256},
     ),
-    model_type="granite",
-    architecture="GraniteForCausalLM",
     build=build,
     sizes={
         "granite-3.0-2b": {"vocab": 49155, "dim": 2048, "layers": 40, "heads": 32, "kv_heads": 8, "hidden": 8192}
@@ -91,7 +89,13 @@ FAMILY = Family(
         | {"context": 4096, "tied": True, "attention_multiplier": 0.0078125, "logits_scaling": 16.0},
     },
     tiny=llama.FAMILY.tiny,
-    read=read,
-    write=write,
-    weights=llama.weights,
+    format=Format(
+        model_type="granite",
+        architecture="GraniteForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=llama.weights,
+    ),
 )

@@ -5,7 +5,7 @@ What was new over the LSTM: one vector is both memory and output, with two gates
 
 from __future__ import annotations
 
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Running
 from etymon.families.recurrent import read_with, recurrent_spec, weights, write
 from etymon.spec import GRU, ModelSpec
@@ -37,13 +37,17 @@ FAMILY = Family(
         brought="gates like the LSTM's with one state less",
         reference=Running("torch's own modules, and recorded outputs of pytorch/examples"),
     ),
-    model_type="gru",
-    architecture="RNNModel",
     build=build,
     sizes={},
     tiny={"vocab": 97, "dim": 32, "layers": 2, "context": 64},
-    read=read_with(build),
-    write=write,
-    weights=weights,
-    head_name="decoder.weight",
+    format=Format(
+        model_type="gru",
+        architecture="RNNModel",
+        read=read_with(build),
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="decoder.weight",
+    ),
 )

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families.descent import decoder
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.llama_sizes import COUNTS, SIZES
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -179,13 +179,17 @@ FAMILY = Family(
         reference=Running(),
         counts=COUNTS,
     ),
-    model_type="llama",
-    architecture="LlamaForCausalLM",
     build=build,
     sizes=SIZES,
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "hidden": 48, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    skipped=(r"\.rotary_emb\.inv_freq$",),
+    format=Format(
+        model_type="llama",
+        architecture="LlamaForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        skipped=(r"\.rotary_emb\.inv_freq$",),
+    ),
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 from etymon.errors import ConfigError
 from etymon.families import bert, roberta
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names
@@ -97,19 +97,23 @@ FAMILY = Family(
         reference=Running(),
         counts={"longformer-base-4096": 148_711_257, "longformer-large-4096": 434_653_273},
     ),
-    model_type="longformer",
-    tokenizer="LongformerTokenizer",
-    architecture="LongformerForMaskedLM",
     build=build,
     sizes={
         "longformer-base-4096": {"dim": 768, "layers": 12, "heads": 12},
         "longformer-large-4096": {"dim": 1024, "layers": 24, "heads": 16},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 96, "window": (6, 10)},
-    read=read,
-    write=write,
-    weights=weights,
-    head_name="lm_head.decoder.weight",
-    prefix="longformer.",
-    skipped=(r"\.position_ids$", r"^longformer\.pooler\.", r"^lm_head\.decoder\.bias$"),
+    format=Format(
+        model_type="longformer",
+        architecture="LongformerForMaskedLM",
+        tokenizer="LongformerTokenizer",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="lm_head.decoder.weight",
+        prefix="longformer.",
+        skipped=(r"\.position_ids$", r"^longformer\.pooler\.", r"^lm_head\.decoder\.bias$"),
+    ),
 )

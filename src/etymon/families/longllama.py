@@ -12,7 +12,7 @@ from typing import Any
 
 from etymon.errors import ConfigError
 from etymon.families import llama
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.families.table import table
@@ -103,8 +103,6 @@ FAMILY = Family(
         reference=Recorded("CStanKonrad/long_llama"),
         counts={"longllama-3b": 3_426_473_600, "longllama-code-7b": 6_738_546_688},
     ),
-    model_type="longllama",
-    architecture="LongLlamaForCausalLM",
     build=build,
     sizes={
         "longllama-3b": {
@@ -137,8 +135,14 @@ FAMILY = Family(
         "last": 64,
         "memory_layers": (0, 2),
     },
-    read=read,
-    write=write,
-    weights=weights,
-    skipped=llama.FAMILY.skipped,
+    format=Format(
+        model_type="longllama",
+        architecture="LongLlamaForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        skipped=llama.FAMILY.tensors.skipped,
+    ),
 )

@@ -6,7 +6,7 @@ tokens.
 
 from __future__ import annotations
 
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Running
 from etymon.families.recurrent import read_with, recurrent_spec, weights, write
 from etymon.spec import LSTM, ModelSpec
@@ -39,8 +39,6 @@ FAMILY = Family(
         reference=Running("torch's own modules, and recorded outputs of pytorch/examples"),
         counts={"lstm-ptb-small": 4_653_200, "lstm-ptb-medium": "19.8M", "lstm-ptb-large": "66M"},
     ),
-    model_type="lstm",
-    architecture="RNNModel",
     build=build,
     sizes={
         "lstm-ptb-small": {"vocab": 10000, "dim": 200, "layers": 2},
@@ -48,8 +46,14 @@ FAMILY = Family(
         "lstm-ptb-large": {"vocab": 10000, "dim": 1500, "layers": 2},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "width": 48, "context": 64},
-    read=read_with(build),
-    write=write,
-    weights=weights,
-    head_name="decoder.weight",
+    format=Format(
+        model_type="lstm",
+        architecture="RNNModel",
+        read=read_with(build),
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="decoder.weight",
+    ),
 )

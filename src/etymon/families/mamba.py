@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families.descent import decoder
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.keys import Keys, op_of
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -142,8 +142,6 @@ FAMILY = Family(
             "mamba-2.8b": "2.768B",
         },
     ),
-    model_type="mamba",
-    architecture="MambaForCausalLM",
     build=build,
     sizes={
         "mamba-130m": {"dim": 768, "layers": 24},
@@ -153,8 +151,14 @@ FAMILY = Family(
         "mamba-2.8b": {"dim": 2560, "layers": 64},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "state": 8, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    prefix="backbone.",
+    format=Format(
+        model_type="mamba",
+        architecture="MambaForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        prefix="backbone.",
+    ),
 )

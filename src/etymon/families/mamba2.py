@@ -11,7 +11,7 @@ from typing import Any
 
 from etymon.families import mamba
 from etymon.families.descent import decoder
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.keys import Keys, op_of
 from etymon.families.mamba import INITIAL, RUNNING, rules
 from etymon.families.origin import Origin, Running
@@ -130,8 +130,6 @@ FAMILY = Family(
             "mamba2-2.7b": "2.703B",
         },
     ),
-    model_type="mamba2",
-    architecture="Mamba2ForCausalLM",
     build=build,
     sizes={
         "mamba2-130m": {"dim": 768, "layers": 24},
@@ -141,8 +139,14 @@ FAMILY = Family(
         "mamba2-2.7b": {"dim": 2560, "layers": 64},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 8, "head_dim": 8, "groups": 2, "state": 16, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    prefix="backbone.",
+    format=Format(
+        model_type="mamba2",
+        architecture="Mamba2ForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        prefix="backbone.",
+    ),
 )

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from etymon.families import bart
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.spec import ModelSpec, Sinusoidal
@@ -45,8 +45,6 @@ FAMILY = Family(
         counts={"transformer-base": 63_119_496, "transformer-big": 214_282_376},
         claims={"transformer-base": "65M; how it is counted is not told"},
     ),
-    model_type="marian",
-    architecture="MarianMTModel",
     build=build,
     sizes={
         "transformer-base": _V | {"dim": 512, "layers": 6, "heads": 8, "scale": 512**0.5},
@@ -54,9 +52,15 @@ FAMILY = Family(
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
     objective="seq2seq",
-    read=read,
-    write=write,
-    weights=bart.weights,
-    copies=bart.COPIES,
-    skipped=(r"\.embed_positions\.weight$",),
+    format=Format(
+        model_type="marian",
+        architecture="MarianMTModel",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=bart.weights,
+        skipped=(r"\.embed_positions\.weight$",),
+        copies=bart.COPIES,
+    ),
 )

@@ -13,7 +13,7 @@ from typing import Any
 
 from etymon.errors import ConfigError
 from etymon.families import xlm
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -129,17 +129,21 @@ FAMILY = Family(
         reference=Recorded("microsoft/MASS"),
         counts={"mass-unsup-ende-1024": 306_651_744},
     ),
-    model_type="mass",
-    architecture="TransformerModel",
     build=build,
     sizes={
         "mass-unsup-ende-1024": {"vocab": 60000, "dim": 1024, "layers": 6, "heads": 8},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
     objective="mass",
-    read=read,
-    write=write,
-    weights=weights,
-    copies=("decoder.pred_layer.proj.weight",),
-    skipped=(r"^encoder\.pred_layer\.",),
+    format=Format(
+        model_type="mass",
+        architecture="TransformerModel",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        skipped=(r"^encoder\.pred_layer\.",),
+        copies=("decoder.pred_layer.proj.weight",),
+    ),
 )

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from etymon.families import bart
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.spec import ModelSpec
@@ -35,17 +35,21 @@ FAMILY = Family(
         reference=Running(),
         counts={"mbart-large-cc25": 611_101_867, "mbart-large-50": 611_129_542},
     ),
-    model_type="mbart",
-    tokenizer="MBartTokenizer",
-    architecture="MBartForConditionalGeneration",
     build=build,
     sizes={
         "mbart-large-cc25": _LARGE | {"vocab": 250027},
         "mbart-large-50": _LARGE | {"vocab": 250054, "activation": "relu"},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
-    read=read,
-    write=bart.write,
-    weights=bart.weights,
-    copies=bart.COPIES,
+    format=Format(
+        model_type="mbart",
+        architecture="MBartForConditionalGeneration",
+        tokenizer="MBartTokenizer",
+        read=read,
+        write=bart.write,
+    ),
+    tensors=Tensors(
+        weights=bart.weights,
+        copies=bart.COPIES,
+    ),
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from etymon.families import llama
 from etymon.families.descent import attention_of, with_windows
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -59,8 +59,6 @@ FAMILY = Family(
             "zephyr-7b-beta": 7_241_732_096,
         },
     ),
-    model_type="mistral",
-    architecture="MistralForCausalLM",
     build=build,
     sizes={
         "mistral-7b-v0.1": _7B | {"context": 32768, "window": 4096},
@@ -69,8 +67,14 @@ FAMILY = Family(
         "zephyr-7b-beta": _7B | {"context": 32768, "window": 4096},
     },
     tiny=llama.FAMILY.tiny | {"window": 16},
-    read=read,
-    write=write,
-    weights=llama.weights,
-    skipped=llama.FAMILY.skipped,
+    format=Format(
+        model_type="mistral",
+        architecture="MistralForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=llama.weights,
+        skipped=llama.FAMILY.tensors.skipped,
+    ),
 )

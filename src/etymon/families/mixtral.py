@@ -11,7 +11,7 @@ from typing import Any
 
 from etymon.families import llama, mistral
 from etymon.families.descent import with_blocks
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -86,15 +86,19 @@ FAMILY = Family(
         reference=Running(),
         counts={"mixtral-8x7b": 46_702_792_704, "mixtral-8x22b": "140.6B"},
     ),
-    model_type="mixtral",
-    architecture="MixtralForCausalLM",
     build=build,
     sizes={
         "mixtral-8x7b": _SIZE | {"dim": 4096, "layers": 32, "heads": 32, "hidden": 14336},
         "mixtral-8x22b": _SIZE | {"dim": 6144, "layers": 56, "heads": 48, "hidden": 16384, "context": 65536},
     },
     tiny=llama.FAMILY.tiny | {"experts": 4},
-    read=read,
-    write=write,
-    weights=weights,
+    format=Format(
+        model_type="mixtral",
+        architecture="MixtralForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+    ),
 )

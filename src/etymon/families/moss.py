@@ -9,7 +9,7 @@ import dataclasses
 from typing import Any
 
 from etymon.families import codegen, gptj
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.spec import ModelSpec
@@ -39,14 +39,18 @@ FAMILY = Family(
         reference=Recorded("the published model file"),
         counts={"moss-moon-003": "16.7B"},
     ),
-    model_type="moss",
-    architecture="MossForCausalLM",
     build=build,
     sizes={"moss-moon-003": {"vocab": 107008, "dim": 6144, "layers": 34, "heads": 24}},
     tiny=gptj.FAMILY.tiny,
-    read=read,
-    write=gptj.KEYS.write,
-    weights=codegen.weights,
-    prefix="transformer.",
-    skipped=gptj.FAMILY.skipped,
+    format=Format(
+        model_type="moss",
+        architecture="MossForCausalLM",
+        read=read,
+        write=gptj.KEYS.write,
+    ),
+    tensors=Tensors(
+        weights=codegen.weights,
+        prefix="transformer.",
+        skipped=gptj.FAMILY.tensors.skipped,
+    ),
 )

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families.descent import attention_of, decoder
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.keys import Keys, feed_forward
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -127,8 +127,6 @@ FAMILY = Family(
         reference=Running(),
         counts={"mpt-7b": "6.649B", "mpt-7b-storywriter": "6.649B", "mpt-30b": "29.957B"},
     ),
-    model_type="mpt",
-    architecture="MptForCausalLM",
     build=build,
     sizes={
         "mpt-7b": {"dim": 4096, "layers": 32, "heads": 32},
@@ -137,8 +135,14 @@ FAMILY = Family(
         "mpt-30b": {"dim": 7168, "layers": 48, "heads": 64, "context": 8192},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    prefix="transformer.",
+    format=Format(
+        model_type="mpt",
+        architecture="MptForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        prefix="transformer.",
+    ),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 from etymon.families import t5
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Running
 
 _MT5 = {"vocab": 250112, "feed_forward": "gated-gelu", "tied": False}
@@ -30,15 +30,19 @@ FAMILY = Family(
             "mt5-xxl": 12_921_057_280,
         },
     ),
-    model_type="mt5",
-    architecture="MT5ForConditionalGeneration",
     build=partial(t5.build, family="mt5"),
     sizes={f"mt5-{size}": _MT5 | dimensions for size, dimensions in t5.V1_1.items()},
     tiny=t5.FAMILY.tiny | {"feed_forward": "gated-gelu", "tied": False},
     objective="span_corruption",
-    read=partial(t5.read, family="mt5", tied=False),
-    write=t5.write,
-    weights=t5.weights,
-    copies=t5.COPIES,
-    skipped=t5.SKIPPED,
+    format=Format(
+        model_type="mt5",
+        architecture="MT5ForConditionalGeneration",
+        read=partial(t5.read, family="mt5", tied=False),
+        write=t5.write,
+    ),
+    tensors=Tensors(
+        weights=t5.weights,
+        skipped=t5.SKIPPED,
+        copies=t5.COPIES,
+    ),
 )

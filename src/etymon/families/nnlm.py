@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Rule
@@ -81,13 +81,17 @@ FAMILY = Family(
         reference=Recorded("makemore's MLP"),
         counts={"nnlm-brown": 2_158_303},
     ),
-    model_type="nnlm",
-    architecture="NNLM",
     build=build,
     sizes={"nnlm-brown": {"vocab": 16383, "dim": 30, "hidden": 100, "order": 5}},
     tiny={"vocab": 97, "dim": 32, "hidden": 48, "order": 4, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    head_name="U",
+    format=Format(
+        model_type="nnlm",
+        architecture="NNLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="U",
+    ),
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 from etymon.families import llama
 from etymon.families.descent import attention_of, with_attention, with_blocks
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -78,8 +78,6 @@ FAMILY = Family(
             "olmo2-32b": "32.2B",
         },
     ),
-    model_type="olmo2",
-    architecture="Olmo2ForCausalLM",
     build=build,
     sizes={
         "olmo2-1b": _SIZE | {"dim": 2048, "layers": 16, "heads": 16, "hidden": 8192},
@@ -88,7 +86,13 @@ FAMILY = Family(
         "olmo2-32b": _SIZE | {"dim": 5120, "layers": 64, "heads": 40, "kv_heads": 8, "hidden": 27648},
     },
     tiny=llama.FAMILY.tiny,
-    read=read,
-    write=write,
-    weights=weights,
+    format=Format(
+        model_type="olmo2",
+        architecture="Olmo2ForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+    ),
 )

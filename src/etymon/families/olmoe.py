@@ -10,7 +10,7 @@ from typing import Any
 
 from etymon.families import llama, qwen2_moe
 from etymon.families.descent import attention_of, feed_forward_of, with_attention, with_blocks, with_mixtures
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -79,14 +79,18 @@ FAMILY = Family(
         reference=Running(),
         counts={"olmoe-1b-7b": 6_919_161_856},
     ),
-    model_type="olmoe",
-    architecture="OlmoeForCausalLM",
     build=build,
     sizes={
         "olmoe-1b-7b": {"vocab": 50304, "dim": 2048, "layers": 16, "heads": 16, "hidden": 1024, "context": 4096},
     },
     tiny=llama.FAMILY.tiny | {"experts": 4, "k": 2},
-    read=read,
-    write=write,
-    weights=qwen2_moe.weights,
+    format=Format(
+        model_type="olmoe",
+        architecture="OlmoeForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=qwen2_moe.weights,
+    ),
 )

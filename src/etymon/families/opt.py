@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families.descent import attention_of
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.keys import Keys
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -147,8 +147,6 @@ FAMILY = Family(
             "opt-175b": "174.604B",
         },
     ),
-    model_type="opt",
-    architecture="OPTForCausalLM",
     build=build,
     sizes={
         "opt-125m": {"dim": 768, "layers": 12, "heads": 12},
@@ -162,8 +160,14 @@ FAMILY = Family(
         "opt-175b": {"dim": 12288, "layers": 96, "heads": 96},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    prefix="model.",
+    format=Format(
+        model_type="opt",
+        architecture="OPTForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        prefix="model.",
+    ),
 )

@@ -11,7 +11,7 @@ from typing import Any
 
 from etymon.families import llama
 from etymon.families.descent import attention_of, decoder, side_by_side
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -104,8 +104,6 @@ FAMILY = Family(
         reference=Running(),
         counts={"phi-1": "1.418B", "phi-1.5": "1.418B", "phi-2": "2.780B"},
     ),
-    model_type="phi",
-    architecture="PhiForCausalLM",
     build=build,
     sizes={
         "phi-1": {"dim": 2048, "layers": 24, "heads": 32, "hidden": 8192},
@@ -113,7 +111,13 @@ FAMILY = Family(
         "phi-2": {"dim": 2560, "layers": 32, "heads": 32, "hidden": 10240, "rotary_part": 0.4},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "hidden": 48, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
+    format=Format(
+        model_type="phi",
+        architecture="PhiForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+    ),
 )

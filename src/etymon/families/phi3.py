@@ -12,7 +12,7 @@ from typing import Any
 
 from etymon.families import llama, mistral
 from etymon.families.descent import attention_of
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -77,8 +77,6 @@ FAMILY = Family(
         reference=Running(),
         counts={"phi-3-mini-4k": "3.821B", "phi-3-medium-4k": "13.960B"},
     ),
-    model_type="phi3",
-    architecture="Phi3ForCausalLM",
     build=build,
     sizes={
         "phi-3-mini-4k": _MINI | {"context": 4096, "window": 2047},
@@ -86,7 +84,13 @@ FAMILY = Family(
         | {"dim": 5120, "layers": 40, "heads": 40, "kv_heads": 10, "hidden": 17920, "context": 4096, "window": 2047},
     },
     tiny=llama.FAMILY.tiny,
-    read=read,
-    write=write,
-    weights=weights,
+    format=Format(
+        model_type="phi3",
+        architecture="Phi3ForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+    ),
 )

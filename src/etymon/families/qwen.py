@@ -15,7 +15,7 @@ from typing import Any
 
 from etymon.families import gptj, llama
 from etymon.families.descent import attention_of, with_attention, with_blocks
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.keys import Keys, feed_forward
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
@@ -101,8 +101,6 @@ FAMILY = Family(
         reference=Recorded("the published model file"),
         counts={"qwen-1.8b": "1.837B", "qwen-7b": "7.721B", "qwen-14b": "14.167B", "qwen-72b": "72.288B"},
     ),
-    model_type="qwen",
-    architecture="QWenLMHeadModel",
     build=build,
     sizes={
         "qwen-1.8b": {"vocab": 151936, "dim": 2048, "layers": 24, "heads": 16, "hidden": 5504, "context": 8192},
@@ -112,8 +110,14 @@ FAMILY = Family(
         | {"rope_base": 1e6, "dynamic_ntk": False, "logn": False},
     },
     tiny={key: value for key, value in llama.FAMILY.tiny.items() if key != "kv_heads"},
-    read=read,
-    write=write,
-    weights=weights,
-    skipped=(r"\.rotary_emb\.inv_freq$",),
+    format=Format(
+        model_type="qwen",
+        architecture="QWenLMHeadModel",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        skipped=(r"\.rotary_emb\.inv_freq$",),
+    ),
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from etymon.families import llama
 from etymon.families.descent import attention_of, with_attention, with_blocks, with_windows
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -89,9 +89,6 @@ FAMILY = Family(
             "qwen2-72b": 72_706_203_648,
         },
     ),
-    model_type="qwen2",
-    tokenizer="Qwen2Tokenizer",
-    architecture="Qwen2ForCausalLM",
     build=build,
     sizes={
         "qwen2-0.5b": _SIZE | {"dim": 896, "layers": 24, "heads": 14, "kv_heads": 2, "hidden": 4864, "tied": True},
@@ -100,7 +97,14 @@ FAMILY = Family(
         "qwen2-72b": _72B | {"hidden": 29568},
     },
     tiny=llama.FAMILY.tiny,
-    read=read,
-    write=write,
-    weights=llama.weights,
+    format=Format(
+        model_type="qwen2",
+        architecture="Qwen2ForCausalLM",
+        tokenizer="Qwen2Tokenizer",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=llama.weights,
+    ),
 )

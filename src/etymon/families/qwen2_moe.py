@@ -12,7 +12,7 @@ from typing import Any
 from etymon.families import llama, qwen2
 from etymon.families.descent import attention_of, feed_forward_of, with_attention, with_blocks, with_mixtures
 from etymon.families.descent import with_windows as windowed
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -142,9 +142,6 @@ FAMILY = Family(
         reference=Running(),
         counts={"qwen1.5-moe-a2.7b": 14_315_784_192, "qwen2-57b-a14b": 57_408_658_944},
     ),
-    model_type="qwen2_moe",
-    tokenizer="Qwen2Tokenizer",
-    architecture="Qwen2MoeForCausalLM",
     build=build,
     sizes={
         "qwen1.5-moe-a2.7b": {
@@ -163,7 +160,14 @@ FAMILY = Family(
         | {"vocab": 151936, "experts": 64, "k": 8, "expert_hidden": 2560, "shared_hidden": 20480},
     },
     tiny=llama.FAMILY.tiny | {"experts": 4, "k": 2, "expert_hidden": 24, "shared_hidden": 40},
-    read=read,
-    write=write,
-    weights=weights,
+    format=Format(
+        model_type="qwen2_moe",
+        architecture="Qwen2MoeForCausalLM",
+        tokenizer="Qwen2Tokenizer",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+    ),
 )

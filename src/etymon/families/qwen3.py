@@ -9,7 +9,7 @@ from typing import Any
 
 from etymon.families import llama
 from etymon.families.descent import attention_of, with_attention, with_blocks, with_windows
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.qwen2 import read_windows, write_windows
 from etymon.families.reader import ConfigReader
@@ -68,9 +68,6 @@ FAMILY = Family(
             "qwen3-32b": "32.76B",
         },
     ),
-    model_type="qwen3",
-    tokenizer="Qwen2Tokenizer",
-    architecture="Qwen3ForCausalLM",
     build=build,
     sizes={
         "qwen3-0.6b": _SIZE | {"dim": 1024, "layers": 28, "heads": 16, "hidden": 3072, "tied": True},
@@ -81,7 +78,14 @@ FAMILY = Family(
         "qwen3-32b": _SIZE | {"dim": 5120, "layers": 64, "heads": 64, "hidden": 25600},
     },
     tiny=llama.FAMILY.tiny | {"head_dim": 16},
-    read=read,
-    write=write,
-    weights=llama.weights,
+    format=Format(
+        model_type="qwen3",
+        architecture="Qwen3ForCausalLM",
+        tokenizer="Qwen2Tokenizer",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=llama.weights,
+    ),
 )

@@ -10,7 +10,7 @@ from typing import Any
 
 from etymon.families import llama, qwen2_moe, qwen3
 from etymon.families.descent import attention_of, with_mixtures, with_windows
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -74,16 +74,20 @@ FAMILY = Family(
         reference=Running(),
         counts={"qwen3-30b-a3b": 30_532_122_624, "qwen3-235b-a22b": 235_093_634_560},
     ),
-    model_type="qwen3_moe",
-    tokenizer="Qwen2Tokenizer",
-    architecture="Qwen3MoeForCausalLM",
     build=build,
     sizes={
         "qwen3-30b-a3b": _SIZE | {"dim": 2048, "layers": 48, "heads": 32, "hidden": 6144, "expert_hidden": 768},
         "qwen3-235b-a22b": _SIZE | {"dim": 4096, "layers": 94, "heads": 64, "hidden": 12288, "expert_hidden": 1536},
     },
     tiny=llama.FAMILY.tiny | {"head_dim": 16, "experts": 4, "k": 2, "expert_hidden": 24},
-    read=read,
-    write=write,
-    weights=qwen2_moe.weights,
+    format=Format(
+        model_type="qwen3_moe",
+        architecture="Qwen3MoeForCausalLM",
+        tokenizer="Qwen2Tokenizer",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=qwen2_moe.weights,
+    ),
 )

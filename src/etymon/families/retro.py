@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.errors import ConfigError
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Concat, Reshape, Rule, affine
@@ -270,8 +270,6 @@ FAMILY = Family(
             "retro-7.5b": "7.532B, without the embeddings",
         },
     ),
-    model_type="retro",
-    architecture="RETRO",
     build=build,
     sizes={
         "retro-172m": {"dim": 896, "layers": 12, "heads": 16, "head_dim": 64, "cross_layers": _every_third(12)},
@@ -293,9 +291,15 @@ FAMILY = Family(
         "context": 64,
         "rotary": True,
     },
-    read=read,
-    write=write,
-    weights=weights,
-    head_name="to_logits.weight",
-    skipped=(r"\.rotary_pos_emb\.inv_freq$",),
+    format=Format(
+        model_type="retro",
+        architecture="RETRO",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="to_logits.weight",
+        skipped=(r"\.rotary_pos_emb\.inv_freq$",),
+    ),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.families.recurrent import read_with, recurrence, recurrent_spec, weights
@@ -59,13 +59,17 @@ FAMILY = Family(
         brought="the past as one vector that every word rewrites, instead of the last few words",
         reference=Recorded("pytorch/examples"),
     ),
-    model_type="rnnlm",
-    architecture="RNNModel",
     build=build,
     sizes={},
     tiny={"vocab": 97, "dim": 32, "width": 48, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    head_name="decoder.weight",
+    format=Format(
+        model_type="rnnlm",
+        architecture="RNNModel",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="decoder.weight",
+    ),
 )

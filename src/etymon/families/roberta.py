@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families import bert
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names
@@ -108,9 +108,6 @@ FAMILY = Family(
         reference=Running(),
         counts={"roberta-base": 124_697_433, "roberta-large": 355_412_057, "distilroberta-base": 82_170_201},
     ),
-    model_type="roberta",
-    tokenizer="RobertaTokenizer",
-    architecture="RobertaForMaskedLM",
     build=build,
     sizes={
         "roberta-base": {"dim": 768, "layers": 12, "heads": 12},
@@ -118,10 +115,17 @@ FAMILY = Family(
         "distilroberta-base": {"dim": 768, "layers": 6, "heads": 12},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
-    read=reading("Roberta", "roberta"),
-    write=writing("Roberta"),
-    weights=weights,
-    head_name="lm_head.decoder.weight",
-    prefix="roberta.",
-    skipped=SKIPPED,
+    format=Format(
+        model_type="roberta",
+        architecture="RobertaForMaskedLM",
+        tokenizer="RobertaTokenizer",
+        read=reading("Roberta", "roberta"),
+        write=writing("Roberta"),
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="lm_head.decoder.weight",
+        prefix="roberta.",
+        skipped=SKIPPED,
+    ),
 )

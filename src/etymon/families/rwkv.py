@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.keys import Keys, op_of
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -125,8 +125,6 @@ FAMILY = Family(
             "rwkv4-14b": "14.15B",
         },
     ),
-    model_type="rwkv",
-    architecture="RwkvForCausalLM",
     build=build,
     sizes={
         "rwkv4-169m": {"dim": 768, "layers": 12},
@@ -137,9 +135,15 @@ FAMILY = Family(
         "rwkv4-14b": {"dim": 5120, "layers": 40},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "context": 64},
-    read=read,
-    write=KEYS.write,
-    weights=weights,
-    head_name="head.weight",
-    prefix="rwkv.",
+    format=Format(
+        model_type="rwkv",
+        architecture="RwkvForCausalLM",
+        read=read,
+        write=KEYS.write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="head.weight",
+        prefix="rwkv.",
+    ),
 )

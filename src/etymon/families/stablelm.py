@@ -11,7 +11,7 @@ from typing import Any
 
 from etymon.families import llama
 from etymon.families.descent import attention_of, side_by_side, with_attention, with_blocks
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -99,8 +99,6 @@ FAMILY = Family(
         reference=Running(),
         counts={"stablelm-3b-4e1t": "2.795B", "stablelm-2-1.6b": "1.645B", "stablelm-2-12b": "12.143B"},
     ),
-    model_type="stablelm",
-    architecture="StableLmForCausalLM",
     build=build,
     sizes={
         "stablelm-3b-4e1t": {"vocab": 50304, "dim": 2560, "layers": 32, "heads": 32, "hidden": 6912, "context": 4096},
@@ -110,8 +108,14 @@ FAMILY = Family(
         | {"context": 4096, "qk_norm": True, "parallel": True},
     },
     tiny=llama.FAMILY.tiny | {"rotary_part": 0.5},
-    read=read,
-    write=write,
-    weights=weights,
-    skipped=llama.FAMILY.skipped,
+    format=Format(
+        model_type="stablelm",
+        architecture="StableLmForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        skipped=llama.FAMILY.tensors.skipped,
+    ),
 )

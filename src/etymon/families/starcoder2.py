@@ -12,7 +12,7 @@ from typing import Any
 
 from etymon.families import llama, mistral
 from etymon.families.descent import attention_of, with_attention, with_blocks
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.rope import read_rope, write_rope
@@ -92,8 +92,6 @@ FAMILY = Family(
         reference=Running(),
         counts={"starcoder2-3b": "3.030B", "starcoder2-7b": "7.174B", "starcoder2-15b": "15.96B"},
     ),
-    model_type="starcoder2",
-    architecture="Starcoder2ForCausalLM",
     build=build,
     sizes={
         "starcoder2-3b": _SIZE
@@ -104,7 +102,13 @@ FAMILY = Family(
         | {"dim": 6144, "layers": 40, "heads": 48, "kv_heads": 4, "hidden": 24576, "rope_base": 1e5, "tied": False},
     },
     tiny=llama.FAMILY.tiny | {"window": 16},
-    read=read,
-    write=write,
-    weights=weights,
+    format=Format(
+        model_type="starcoder2",
+        architecture="Starcoder2ForCausalLM",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+    ),
 )

@@ -14,7 +14,7 @@ from typing import Any
 from etymon.errors import ConfigError
 from etymon.families import t5
 from etymon.families.descent import feed_forward_of, mixed_stack
-from etymon.families.family import Family, extends
+from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -179,9 +179,6 @@ FAMILY = Family(
             "switch-c-2048": "1571B",
         },
     ),
-    model_type="switch_transformers",
-    tokenizer="T5Tokenizer",
-    architecture="SwitchTransformersForConditionalGeneration",
     build=build,
     sizes={
         **{f"switch-base-{n}": _BASE | {"experts": n} for n in (8, 16, 32, 64, 128, 256)},
@@ -191,9 +188,16 @@ FAMILY = Family(
     },
     tiny=t5.FAMILY.tiny | {"experts": 4, "capacity": 8},
     objective="span_corruption",
-    read=read,
-    write=write,
-    weights=weights,
-    copies=t5.COPIES,
-    skipped=t5.SKIPPED,
+    format=Format(
+        model_type="switch_transformers",
+        architecture="SwitchTransformersForConditionalGeneration",
+        tokenizer="T5Tokenizer",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        skipped=t5.SKIPPED,
+        copies=t5.COPIES,
+    ),
 )

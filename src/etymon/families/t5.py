@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.errors import ConfigError, suggest
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.keys import Keys, feed_forward
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -218,9 +218,6 @@ FAMILY = Family(
         },
         claims={"t5-large": "770M; how it is counted is not told"},
     ),
-    model_type="t5",
-    tokenizer="T5Tokenizer",
-    architecture="T5ForConditionalGeneration",
     build=build,
     sizes={
         "t5-small": {"dim": 512, "layers": 6, "heads": 8, "hidden": 2048},
@@ -243,9 +240,16 @@ FAMILY = Family(
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "head_dim": 8, "hidden": 48, "context": 64},
     objective="span_corruption",
-    read=read,
-    write=write,
-    weights=weights,
-    copies=COPIES,
-    skipped=SKIPPED,
+    format=Format(
+        model_type="t5",
+        architecture="T5ForConditionalGeneration",
+        tokenizer="T5Tokenizer",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        skipped=SKIPPED,
+        copies=COPIES,
+    ),
 )

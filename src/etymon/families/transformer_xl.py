@@ -14,7 +14,7 @@ from typing import Any
 
 from etymon.errors import ConfigError
 from etymon.families.descent import attention_of
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.families.table import Names, table
@@ -161,18 +161,22 @@ FAMILY = Family(
         reference=Recorded("transformers 4.36.2"),
         counts={"transformer-xl-enwik8-12l": "41.1M", "transformer-xl-enwik8-24l": "277.3M"},
     ),
-    model_type="transfo-xl",
-    architecture="TransfoXLLMHeadModel",
     build=build,
     sizes={
         "transformer-xl-enwik8-12l": {"vocab": 204, "dim": 512, "layers": 12, "heads": 8, "hidden": 2048},
         "transformer-xl-enwik8-24l": {"vocab": 204, "dim": 1024, "layers": 24, "heads": 8, "hidden": 3072},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "hidden": 48, "context": 64, "clamp": 7, "window": 9},
-    read=read,
-    write=write,
-    weights=weights,
-    head_name="crit.out_layers.0.weight",
-    prefix="transformer.",
-    skipped=(r"\.pos_emb\.inv_freq$",),
+    format=Format(
+        model_type="transfo-xl",
+        architecture="TransfoXLLMHeadModel",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="crit.out_layers.0.weight",
+        prefix="transformer.",
+        skipped=(r"\.pos_emb\.inv_freq$",),
+    ),
 )

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from etymon.families import bert
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.origin import Origin, Recorded
 from etymon.families.reader import ConfigReader
 from etymon.spec import Classify, Head, Hidden, ModelSpec
@@ -57,20 +57,24 @@ FAMILY = Family(
         counts={"unilm1-base-cased": 108_343_876, "unilm1-large-cased": 333_614_404},
         claims={"unilm1-large-cased": "340M, as for BERT"},
     ),
-    model_type="unilm",
-    sign="relax_projection",
-    architecture="BertForPreTrainingLossMask",
     build=build,
     sizes={
         "unilm1-base-cased": {"vocab": 28996, "dim": 768, "layers": 12, "heads": 12},
         "unilm1-large-cased": _LARGE | {"vocab": 28996},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "context": 64},
-    read=read,
-    write=write,
-    weights=bert.weights,
-    head_name=bert.FAMILY.head_name,
-    prefix="bert.",
-    renamed=bert.FAMILY.renamed,
-    skipped=bert.FAMILY.skipped,
+    format=Format(
+        model_type="unilm",
+        sign="relax_projection",
+        architecture="BertForPreTrainingLossMask",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=bert.weights,
+        head_name=bert.FAMILY.tensors.head_name,
+        prefix="bert.",
+        skipped=bert.FAMILY.tensors.skipped,
+        renamed=bert.FAMILY.tensors.renamed,
+    ),
 )

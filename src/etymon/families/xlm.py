@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from etymon.families import bert
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.keys import Keys, feed_forward
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -157,9 +157,6 @@ FAMILY = Family(
             "xlm-mlm-100-1280": 571_696_960,
         },
     ),
-    model_type="xlm",
-    tokenizer="XLMTokenizer",
-    architecture="XLMWithLMHeadModel",
     build=build,
     sizes={
         "xlm-mlm-en-2048": {"vocab": 30145, "dim": 2048, "layers": 12, "heads": 16},
@@ -169,10 +166,17 @@ FAMILY = Family(
         "xlm-mlm-100-1280": {"vocab": 200000, "dim": 1280, "layers": 16, "heads": 16},
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "languages": 3, "context": 64},
-    read=read,
-    write=write,
-    weights=weights,
-    head_name="pred_layer.proj.weight",
-    prefix="transformer.",
-    skipped=(r"\.position_ids$", r"^pred_layer\."),
+    format=Format(
+        model_type="xlm",
+        architecture="XLMWithLMHeadModel",
+        tokenizer="XLMTokenizer",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="pred_layer.proj.weight",
+        prefix="transformer.",
+        skipped=(r"\.position_ids$", r"^pred_layer\."),
+    ),
 )

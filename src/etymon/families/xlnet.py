@@ -15,7 +15,7 @@ from typing import Any
 from etymon.errors import ConfigError
 from etymon.families import bert
 from etymon.families.descent import attention_of
-from etymon.families.family import Family
+from etymon.families.family import Family, Format, Tensors
 from etymon.families.keys import ACTIVATIONS
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
@@ -171,9 +171,6 @@ FAMILY = Family(
             "xlnet-large-cased": "340M, as for BERT: without the projections of distances",
         },
     ),
-    model_type="xlnet",
-    tokenizer="XLNetTokenizer",
-    architecture="XLNetLMHeadModel",
     build=build,
     sizes={
         "xlnet-base-cased": {"dim": 768, "layers": 12, "heads": 12},
@@ -181,9 +178,16 @@ FAMILY = Family(
     },
     tiny={"vocab": 97, "dim": 32, "layers": 2, "heads": 4, "hidden": 48, "context": 64, "clamp": 7},
     objective="plm",
-    read=read,
-    write=write,
-    weights=weights,
-    head_name="lm_loss.weight",
-    prefix="transformer.",
+    format=Format(
+        model_type="xlnet",
+        architecture="XLNetLMHeadModel",
+        tokenizer="XLNetTokenizer",
+        read=read,
+        write=write,
+    ),
+    tensors=Tensors(
+        weights=weights,
+        head_name="lm_loss.weight",
+        prefix="transformer.",
+    ),
 )

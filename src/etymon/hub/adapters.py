@@ -66,8 +66,8 @@ def merge_lora(model: Model, directory: str | Path) -> Model:
     with open_tensors(directory, "adapter_model") as files:
         tensors = {_plain(name, directory): files.read(name) for name in sorted(files.names())}
     spec, family, state = model.spec, family_named(model.spec.family), model.state_dict()
-    assert family.weights is not None
-    rules = list(family.weights(spec))
+    assert family.tensors.weights is not None
+    rules = list(family.tensors.weights(spec))
     known = {name: rule for rule in rules for name in rule.published}
     whole = {name: tensor for name, tensor in tensors.items() if name in known}
     factors: dict[str, dict[str, Tensor]] = {}

@@ -148,8 +148,8 @@ def _read(reader: ConfigReader, file: GGUF, prefix: str) -> tuple[ModelSpec, Fam
     }
     family = family_of_model_type(ARCHITECTURE, str(file.path))
     published = ConfigReader(config, str(file.path))
-    assert family.read is not None
-    spec = family.read(published)
+    assert family.format.read is not None
+    spec = family.format.read(published)
     published.finish()
     return spec, family
 
@@ -220,8 +220,8 @@ def write(model: Model, path: Path, tokenizer: dict[str, Any], quantization: str
     if spec.family != ARCHITECTURE:
         raise ConfigError(f"GGUF files are written for models of the family {ARCHITECTURE!r}, not {spec.family!r}")
     family, state = family_named(spec.family), model.state_dict()
-    assert family.write is not None
-    config = family.write(spec)
+    assert family.format.write is not None
+    config = family.format.write(spec)
     if config["hidden_act"] != "silu":
         raise ConfigError(f"GGUF files have no place for the activation {config['hidden_act']!r}")
     storage, file_type = QUANTIZATIONS[quantization]
@@ -231,8 +231,8 @@ def write(model: Model, path: Path, tokenizer: dict[str, Any], quantization: str
             rope: Any = spec.trunk.blocks[0].subs[0].op
             if isinstance(rope.rope.scaling, Llama3Scaling):
                 yield _FREQUENCIES, _divisors(rope.rope.scaling, rope.rope.base, rope.rope.dim), ggml.F32
-            assert family.weights is not None
-            for rule in family.weights(spec):
+            assert family.tensors.weights is not None
+            for rule in family.tensors.weights(spec):
                 for published, tensor in rule.write(state[rule.ours]).items():
                     heads = _heads(published, spec)
                     ordered = tensor if heads is None else _rows_together(tensor, heads)

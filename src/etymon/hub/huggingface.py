@@ -26,7 +26,7 @@ def read_spec(directory: Path) -> tuple[ModelSpec, Family]:
     path = directory / "config.json"
     values = read_json(path)
     take_packing(values, str(path))
-    read = family_of_model_type(str(values.get("model_type") or ""), str(path), values.keys()).read
+    read = family_of_model_type(str(values.get("model_type") or ""), str(path), values.keys()).format.read
     assert read is not None
     reader = ConfigReader(values, str(path))
     spec = read(reader)
@@ -53,21 +53,23 @@ def read_weights(directory: Path, spec: ModelSpec, family: Family) -> Iterator[t
 
 def consume(files: Tensors, spec: ModelSpec, family: Family, where: Path) -> Iterator[tuple[str, Tensor]]:
     """Yield our tensors by name, made from published ones wherever they lie. Raises as `read_weights`."""
-    assert family.weights is not None
+    assert family.tensors.weights is not None
     published = _by_published_name(files, family, where)
-    rules = list(family.weights(spec))
+    rules = list(family.tensors.weights(spec))
     wanted = {name for rule in rules for name in rule.published}
     missing = sorted(wanted - published.keys())
     if missing:
         raise CheckpointError(f"{where}: {len(missing)} tensors are missing: {_listing(missing)}")
     unwanted = published.keys() - wanted
-    surplus = sorted(n for n in unwanted if not any(re.search(pattern, n) for pattern in family.skipped))
-    for copy in (*((family.head_name,) if spec.tied else ()), *family.copies):
+    surplus = sorted(n for n in unwanted if not any(re.search(pattern, n) for pattern in family.tensors.skipped))
+    for copy in (*((family.tensors.head_name,) if spec.tied else ()), *family.tensors.copies):
         if copy not in surplus:
             continue
         embedding = next(rule for rule in rules if rule.ours == "embed.tokens.weight").published[0]
         if not torch.equal(files.read(published[copy]), files.read(published[embedding])):
-            advice = "; set tie_word_embeddings to false if the head is meant" if copy == family.head_name else ""
+            advice = (
+                "; set tie_word_embeddings to false if the head is meant" if copy == family.tensors.head_name else ""
+            )
             raise CheckpointError(
                 f"{where}: config.json ties the head to the embedding, but {copy!r} differs from {embedding!r}{advice}"
             )
@@ -83,15 +85,18 @@ def _by_published_name(files: Tensors, family: Family, where: Path) -> dict[str,
     names: dict[str, str] = {}
     for stored in files.names():
         name = stored
-        for pattern, replacement in family.renamed.items():
+        for pattern, replacement in family.tensors.renamed.items():
             name = re.sub(pattern, replacement, name)
         if name in names:
             both = " and ".join(repr(n) for n in sorted((names[name], stored)))
             raise CheckpointError(f"{where}: there are both {both}, which are names of one tensor")
         names[name] = stored
-    if any(name.startswith(family.prefix) for name in names):
+    if any(name.startswith(family.tensors.prefix) for name in names):
         return names
-    return {name if name == family.head_name else family.prefix + name: stored for name, stored in names.items()}
+    return {
+        name if name == family.tensors.head_name else family.tensors.prefix + name: stored
+        for name, stored in names.items()
+    }
 
 
 def _listing(names: list[str]) -> str:
@@ -104,10 +109,14 @@ def write(model: Model, directory: Path, token_ids: dict[str, Any], max_shard_by
     `token_ids` are the tokenizer's bos, eos and pad ids, as the config names them.
     """
     family = family_named(model.spec.family)
-    rules, config_of = family.weights, family.write
+    rules, config_of = family.tensors.weights, family.format.write
     if rules is None or config_of is None:
         raise ConfigError(f"{family.title} has no published format: save the model in the etymon format")
-    config = {"architectures": [family.architecture], "model_type": family.model_type, **config_of(model.spec)}
+    config = {
+        "architectures": [family.format.architecture],
+        "model_type": family.format.model_type,
+        **config_of(model.spec),
+    }
     dtype = {v: k for k, v in DTYPES.items()}.get(model.dtype, "float32")
     write_json(directory / "config.json", config | token_ids | {"dtype": dtype, "use_cache": True})
     if token_ids:

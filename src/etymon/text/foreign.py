@@ -58,8 +58,8 @@ def _class_of(model_type: str | None) -> str:
     """Return the class that reads the files of this family's models, "" where these tell by themselves."""
     from etymon.families import families  # which needs torch
 
-    named = (family for family in families().values() if family.tokenizer)
-    return next((family.tokenizer for family in named if family.model_type == model_type), "")
+    named = (family for family in families().values() if family.format.tokenizer)
+    return next((family.format.tokenizer for family in named if family.format.model_type == model_type), "")
 
 
 def read_added(directory: Path) -> dict[str, dict[str, Any]]:
