@@ -29,6 +29,9 @@ REFERENCES = [
     ),
     Reference("glm4-0414", _like_llama("Glm4", head_dim=16)),
     Reference("glm4-0414-no-biases", _like_llama("Glm4", head_dim=16, attention_bias=False)),
-    Reference("stablelm-2-12b", _like_llama("StableLm", qk_layernorm=True, use_parallel_residual=True)),
+    Reference(
+        "stablelm-2-12b",
+        _like_llama("StableLm", qk_layernorm=True, use_parallel_residual=True, partial_rotary_factor=0.5),
+    ),
     Reference("stablelm-each-head", _like_llama("StableLm", qk_layernorm=True, layer_norm_eps=1e-3)),
 ]

@@ -121,7 +121,7 @@ REFERENCES = [
     Reference("phi3-window", _like_llama("Phi3", sliding_window=5)),
     Reference("starcoder2", _like_llama("Starcoder2", sliding_window=5)),
     Reference("starcoder2-plain", _like_llama("Starcoder2", use_bias=False, tie_word_embeddings=False)),
-    Reference("gpt-neox", _of("GPTNeoX", NEOX)),
+    Reference("gpt-neox", _of("GPTNeoX", NEOX | {"num_attention_heads": 2})),  # whose rotated parts have two pairs
     Reference("gpt-neox-sequential", _of("GPTNeoX", NEOX, use_parallel_residual=False, attention_bias=False)),
     Reference("gpt-neox-whole-heads", _of("GPTNeoX", NEOX, rotary_pct=1.0, tie_word_embeddings=True)),
     Reference("gptj", _of("GPTJ", GPT, rotary_dim=4)),
