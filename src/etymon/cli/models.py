@@ -330,13 +330,15 @@ def _add_stack(tree: Tree, name: str, stack: Stack, dim: int) -> None:
     if stack.relative is not None:
         shown.add(f"relative  {_value(stack.relative)}")
     blocks, widths = stack.blocks, stack.widths(dim)
+    period = _period(blocks)
+    inside = shown if period == len(blocks) else shown.add(f"{len(blocks)} blocks: these {period} in turn")
     start = 0
-    while start < len(blocks):
+    while start < period:
         stop = start
-        while stop < len(blocks) and blocks[stop] == blocks[start]:
+        while stop < period and blocks[stop] == blocks[start]:
             stop += 1
         own, _ = count_block(blocks[start], widths[start], stack.visibility)
-        repeated = shown.add(f"{stop - start} × block, {own:,} parameters each")
+        repeated = inside.add(f"{stop - start} × block, {own:,} parameters each")
         for sub in blocks[start].subs:
             branch = repeated.add(f"{sub.op.name}  {_value(sub.op)}")
             for field in dataclasses.fields(sub.op):
@@ -350,10 +352,20 @@ def _add_stack(tree: Tree, name: str, stack: Stack, dim: int) -> None:
         shown.add(f"final norm  {_value(stack.final_norm)}")
 
 
+def _period(blocks: tuple[Any, ...]) -> int:
+    """Return after how many blocks the row begins again; their number, where it does not or all are equal."""
+    if len(set(blocks)) > 1:
+        for n in range(2, len(blocks) // 2 + 1):
+            if all(block == blocks[i % n] for i, block in enumerate(blocks)):
+                return n
+    return len(blocks)
+
+
 def _value(value: Any) -> str:
-    """Write a dataclass on one line, without the fields that are absent."""
+    """Write a dataclass on one line, without the fields that change nothing."""
     if not dataclasses.is_dataclass(value):
         return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-    fields = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value) if f.name != "encoder")
-    shown = ", ".join(f"{name}={_value(item)}" for name, item in fields if item not in (None, ""))
+    fields = [(f, getattr(value, f.name)) for f in dataclasses.fields(value) if f.name != "encoder"]
+    told = ((f, item) for f, item in fields if item not in (None, "") and not (item == f.default and item in (0, 1)))
+    shown = ", ".join(f"{f.name}={_value(item)}" for f, item in told)
     return f"{type(value).__name__}({shown})" if shown else type(value).__name__
