@@ -444,8 +444,18 @@ class GlobalLocalAttention:
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "silu", "tanh")
 
 
+class Activated:
+    """What has an activation, which must be one of those `known`."""
+
+    known: ClassVar[tuple[str, ...]] = ACTIVATIONS
+    activation: str
+
+    def __post_init__(self) -> None:
+        _check_name("activation", self.activation, self.known)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Dense:
+class Dense(Activated):
     """The plain feed-forward layer, down(act(up(x)))."""
 
     name: ClassVar[str] = "ffn"
@@ -453,12 +463,9 @@ class Dense:
     activation: str
     bias: bool = True
 
-    def __post_init__(self) -> None:
-        _check_activation(self.activation)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Gated:
+class Gated(Activated):
     """The gated feed-forward layer (Shazeer 2020, arXiv:2002.05202), down(act(gate(x)) * (offset + up(x))). `limit`
     bounds the gate from above and the other factor, before the offset, on both sides."""
 
@@ -469,13 +476,10 @@ class Gated:
     limit: float | None = None
     offset: float = 0.0
 
-    def __post_init__(self) -> None:
-        _check_activation(self.activation)
 
-
-def _check_activation(name: str, known: tuple[str, ...] = ACTIVATIONS) -> None:
+def _check_name(what: str, name: str, known: tuple[str, ...]) -> None:
     if name not in known:
-        raise ConfigError(f"unknown activation {name!r}; known: {', '.join(known)}.{suggest(name, known)}")
+        raise ConfigError(f"unknown {what} {name!r}; known: {', '.join(known)}.{suggest(name, known)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -523,7 +527,7 @@ class TopK:
     capacity: Seats | CapacityFactor | None = None
 
     def __post_init__(self) -> None:
-        _check_activation(self.scores, ("softmax", "sigmoid"))
+        _check_name("scores", self.scores, ("softmax", "sigmoid"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -570,7 +574,7 @@ class MoE:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Convolution:
+class Convolution(Activated):
     """act(W x + b) of the `kernel` positions around each; beyond the ends and at padding there are zeros."""
 
     name: ClassVar[str] = "convolution"
@@ -578,23 +582,21 @@ class Convolution:
     activation: str
 
     def __post_init__(self) -> None:
-        _check_activation(self.activation)
+        super().__post_init__()
         if self.kernel % 2 == 0:
             raise ConfigError(f"convolution: kernel={self.kernel} must be odd, so that it has a middle")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Elman:
+class Elman(Activated):
     """The simple recurrent layer (Elman 1990), h = act(W x + U h'); it replaces the stream by `width` channels."""
 
     name: ClassVar[str] = "recurrence"
+    known: ClassVar[tuple[str, ...]] = ("tanh", "sigmoid", "relu")
     gates: ClassVar[int] = 1
     width: int
     activation: str = "tanh"
     bias: bool = True
-
-    def __post_init__(self) -> None:
-        _check_activation(self.activation, ("tanh", "sigmoid", "relu"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -618,21 +620,19 @@ class GRU:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class Window(Activated):
     """act(W [x, x', x'', …] + b) of the last `size` positions, the latest first (Bengio et al. 2003); a learned vector
     stands before the beginning. It replaces the stream by `width` channels."""
 
     name: ClassVar[str] = "window"
+    known: ClassVar[tuple[str, ...]] = ("tanh", "sigmoid", "relu")
     size: int
     width: int
     activation: str = "tanh"
 
-    def __post_init__(self) -> None:
-        _check_activation(self.activation, ("tanh", "sigmoid", "relu"))
-
 
 @dataclass(frozen=True, kw_only=True)
-class SelectiveSSM:
+class SelectiveSSM(Activated):
     """A state space whose step, input and output depend on the token (Gu & Dao 2023, arXiv:2312.00752).
 
     `inner` channels, each with `state` numbers of memory, behind a causal convolution over `kernel` positions; `rank`
@@ -648,12 +648,9 @@ class SelectiveSSM:
     bias: bool = False
     conv_bias: bool = True
 
-    def __post_init__(self) -> None:
-        _check_activation(self.activation)
-
 
 @dataclass(frozen=True, kw_only=True)
-class DualSSM:
+class DualSSM(Activated):
     """A state space with one decay per head, which is also a masked product (Dao & Gu 2024, arXiv:2405.21060).
 
     `heads` of `head_dim` channels with a memory of `state` numbers per channel; input and output projections of the
@@ -673,7 +670,7 @@ class DualSSM:
     step_limit: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        _check_activation(self.activation)
+        super().__post_init__()
         if self.heads < 1 or self.groups < 1 or self.heads % self.groups:
             raise ConfigError(f"ssm: heads={self.heads} must be a positive multiple of groups={self.groups}")
 
@@ -704,27 +701,11 @@ class ChannelMix:
     hidden: int
 
 
-Op = (
-    Attention
-    | LatentAttention
-    | CrossAttention
-    | GlobalLocalAttention
-    | SourceAttention
-    | Neighbours
-    | ChunkedCrossAttention
-    | Dense
-    | Gated
-    | MoE
-    | Convolution
-    | Elman
-    | LSTM
-    | GRU
-    | Window
-    | SelectiveSSM
-    | DualSSM
-    | TimeMix
-    | ChannelMix
-)
+Mixing = Attention | LatentAttention | CrossAttention | GlobalLocalAttention
+Retrieving = SourceAttention | Neighbours | ChunkedCrossAttention
+FeedForward = Dense | Gated | MoE
+Walking = Elman | LSTM | GRU | Window | SelectiveSSM | DualSSM | TimeMix | ChannelMix
+Op = Mixing | Retrieving | FeedForward | Walking | Convolution
 
 # -- blocks, stacks, the model ----------------------------------------------------------------------------------------
 
@@ -787,12 +768,6 @@ class Block:
     def width(self, dim: int) -> int:
         """The width of the stream behind it."""
         return reduce(lambda width, sub: sub.width(width), self.subs, dim)
-
-    def _widths(self, dim: int) -> Iterator[tuple[Sub, int]]:
-        """Yield the sublayers, each with the width of the stream before it."""
-        for sub in self.subs:
-            yield sub, dim
-            dim = sub.width(dim)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -923,16 +898,13 @@ class Embed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Transform:
+class Transform(Activated):
     """norm(act(x W + b)) to `width` channels, before the vocabulary."""
 
     width: int
     activation: str
     norm: Norm | None
     bias: bool = True
-
-    def __post_init__(self) -> None:
-        _check_activation(self.activation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -955,7 +927,7 @@ class LM:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Discriminator:
+class Discriminator(Activated):
     """One logit per token, of act(dense(x)): was this token replaced? (Clark et al. 2020, arXiv:2003.10555)
 
     With `context`, of that norm of x plus the first token's vector (He et al. 2021, arXiv:2111.09543).
@@ -964,19 +936,13 @@ class Discriminator:
     activation: str
     context: Norm | None = None
 
-    def __post_init__(self) -> None:
-        _check_activation(self.activation)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Classify:
+class Classify(Activated):
     """Logits over `classes` of act(dense(x)) at the first token."""
 
     classes: int
     activation: str = "tanh"
-
-    def __post_init__(self) -> None:
-        _check_activation(self.activation)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,10 +135,14 @@ class Model(nn.Module):
         """
         kinds = {"token_type_ids": token_type_ids, "task_type_ids": task_type_ids, "langs": langs}
         if self.encoder is not None and self.decoder is not None:
-            encoded = self._encoded(
-                encoder_outputs, input_ids, inputs_embeds, attention_mask, position_ids, kinds, documents,
-                output_hidden_states,
-            )  # fmt: skip
+            if encoder_outputs is None and (input_ids is not None or inputs_embeds is not None):
+                encoded = self.encode(
+                    input_ids, attention_mask, position_ids, **kinds, inputs_embeds=inputs_embeds, documents=documents,
+                    output_hidden_states=output_hidden_states,
+                )  # fmt: skip
+            else:
+                hidden = getattr(encoder_outputs, "last_hidden_state", encoder_outputs)
+                encoded = Output(hidden[0] if isinstance(hidden, tuple | list) else hidden)
             if decoder_input_ids is None and decoder_inputs_embeds is None and labels is not None:
                 decoder_input_ids = self._shifted(labels)
             layout = _layout(
@@ -235,31 +239,6 @@ class Model(nn.Module):
         if self.compares_segments:
             layout.segments = kinds.pop("token_type_ids", None)
         return embed(ids, embeds, layout, kinds, getattr(embed, "tokens", self.embed.tokens))
-
-    def _encoded(
-        self,
-        given: Any,
-        input_ids: Tensor | None,
-        inputs_embeds: Tensor | None,
-        attention_mask: Tensor | None,
-        position_ids: Tensor | None,
-        kinds: Mapping[str, Tensor | None],
-        documents: Tensor | None,
-        output_hidden_states: bool,
-    ) -> Output:
-        """Return what the encoder makes of the source, or what was `given` in its place; empty without either."""
-        if given is None and (input_ids is not None or inputs_embeds is not None):
-            return self.encode(
-                input_ids,
-                attention_mask,
-                position_ids,
-                **kinds,
-                inputs_embeds=inputs_embeds,
-                documents=documents,
-                output_hidden_states=output_hidden_states,
-            )
-        hidden = getattr(given, "last_hidden_state", given)
-        return Output(hidden[0] if isinstance(hidden, tuple | list) else hidden, None)
 
     def _shifted(self, labels: Tensor) -> Tensor:
         """Return the labels one place later, behind the id with which the decoder begins."""
