@@ -160,6 +160,18 @@ def test_settings_that_no_weight_depends_on_may_change(tmp_path):
     assert same_weights(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_run_from_before_a_setting_existed_goes_on_with_its_default(tmp_path):
+    stopped(tmp_path / "a", 4)
+    record = list_checkpoints(tmp_path / "a")[-1] / "trainer.json"
+    text = json.loads(record.read_text())
+    settings = text["run"]["settings"]
+    del settings["train"]["penalties"], settings["model"]["embed"]["languages"]
+    record.write_text(json.dumps(text))
+    go(tmp_path / "a", resume=True)
+    go(tmp_path / "b")
+    assert same_weights(tmp_path / "a", tmp_path / "b")
+
+
 def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-7])
 

@@ -11,16 +11,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from safetensors.torch import save_file
 
 from etymon.data import Examples, Loader
-from etymon.errors import CheckpointError, TrainingError
+from etymon.errors import CheckpointError, ConfigError, TrainingError
 from etymon.files import atomic_directory, write_json
 from etymon.nn import Model, flops_per_token
 from etymon.objectives import Collated, Objective
+from etymon.spec import ModelSpec
 from etymon.text import Tokenizer
 from etymon.train.checkpoint import (
     Position,
@@ -118,7 +119,7 @@ def fit(
     settings = _settings(model, loader, objective, config)
     found = _find(run, resume)
     if found is not None:
-        changed = list(differences(found[1].run.settings, settings))
+        changed = list(differences(_completed(found[1].run.settings, config), settings))
         if changed:
             raise TrainingError(
                 f"{run} was made with other settings, so it cannot be resumed with these: {'; '.join(changed)}. "
@@ -153,6 +154,18 @@ def _settings(model: Model, loader: Loader, objective: Objective, config: TrainC
         "model": model.spec.to_dict(),
     }
     return dict(json.loads(json.dumps(settings)))
+
+
+def _completed(recorded: dict[str, Any], config: TrainConfig) -> dict[str, Any]:
+    """Return the settings of a run with what models and training have learnt to say since, at its default."""
+    fields = {name: field.get_default(call_default_factory=True) for name, field in type(config).model_fields.items()}
+    new = fields.keys() - set(FREE) - recorded.get("train", {}).keys()
+    defaults = config.model_copy(update={name: fields[name] for name in new}).model_dump(mode="json", include=new)
+    try:
+        model = json.loads(json.dumps(ModelSpec.from_dict(recorded["model"]).to_dict()))
+    except (ConfigError, KeyError):
+        model = recorded.get("model")
+    return recorded | {"train": defaults | recorded.get("train", {}), "model": model}
 
 
 def _result(run: Path, checkpoint: Path, position: Position) -> FitResult:
