@@ -154,7 +154,7 @@ def test_what_is_refused() -> None:
         with pytest.raises(ConfigError, match=f"{key} = {value} is not supported"):
             family.format.read(ConfigReader(known | {key: value}, "config.json"))
     with pytest.raises(ConfigError, match="conv_groups = 2 is not supported"):
-        second.read(ConfigReader(known | {"conv_groups": 2}, "config.json"))
+        second.format.read(ConfigReader(known | {"conv_groups": 2}, "config.json"))
 
 
 _BASE = {
