@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import inspect
 import pkgutil
@@ -12,7 +13,7 @@ from typing import Any, get_type_hints
 
 import etymon.families
 from etymon.errors import ConfigError, suggest
-from etymon.families.origin import UNTOLD, Origin
+from etymon.families.origin import Origin
 from etymon.families.reader import ConfigReader
 from etymon.families.weights import Rule
 from etymon.spec import ModelSpec
@@ -79,7 +80,7 @@ class Family:
     name: str
     title: str
     paper: str
-    origin: Origin = UNTOLD
+    origin: Origin
     build: Callable[..., ModelSpec]
     sizes: dict[str, dict[str, Any]]
     tiny: dict[str, Any]
@@ -109,11 +110,16 @@ class Family:
 @cache
 def families() -> dict[str, Family]:
     """Return every family by name: each module of this package that defines FAMILY is one."""
-    found = {}
-    for module in pkgutil.iter_modules(etymon.families.__path__):
-        family = getattr(importlib.import_module(f"etymon.families.{module.name}"), "FAMILY", None)
-        if family is not None:
-            found[family.name] = family
+    found, collecting = {}, gc.isenabled()
+    gc.disable()  # looking through all of torch's objects for garbage takes as long as these imports
+    try:
+        for module in pkgutil.iter_modules(etymon.families.__path__):
+            family = getattr(importlib.import_module(f"etymon.families.{module.name}"), "FAMILY", None)
+            if family is not None:
+                found[family.name] = family
+    finally:
+        if collecting:
+            gc.enable()
     return found
 
 

@@ -49,9 +49,6 @@ class Origin:
     claims: Mapping[str, str] = field(default_factory=dict)
 
 
-UNTOLD = Origin(published="", parents=(), brought="", reference=Paper())
-
-
 def parsed_count(count: int | str) -> float:
     """Return a published number of parameters as a number: 6.7e9 of "6.7B", or of "6.7B, which …"."""
     if isinstance(count, int):
