@@ -2,6 +2,8 @@
 
 What was new over the original Transformer: pretraining by restoring corrupted text, GELU, learned positions whose table
 begins with two unused rows, and a norm after the embeddings.
+
+The file is long because its builder, reader and table serve mBART, the original Transformer and AlexaTM too.
 """
 
 from __future__ import annotations

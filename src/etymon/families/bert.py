@@ -2,6 +2,8 @@
 
 What was new over GPT-1: every token sees both sides, masked tokens are what is predicted, and segment vectors say which
 of two texts a token belongs to. DistilBERT-like and MiniLM checkpoints of this model type have the same form.
+
+The file is long because its heads, their reading and their names serve nine families that come from it.
 """
 
 from __future__ import annotations

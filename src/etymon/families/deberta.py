@@ -4,6 +4,8 @@ What was new over RoBERTa: no position is added to the input; instead content an
 of every layer, content to position and position to content. The absolute positions of the paper's mask decoder, which
 only pretraining used, are not part of the published classes and not here. A config that names no architecture is read
 as the encoder alone; heads in the old and the new form (`legacy`) compute the same and are written in the new one.
+
+The file is long because its reader, writer and heads serve the second version too.
 """
 
 from __future__ import annotations

@@ -3,6 +3,9 @@
 What was new over LLaMA and the mixtures before it: keys and values are made of one short vector per token, which is all
 that a state keeps; experts are fine-grained and stand in groups, of which a token may use a few, beside shared ones
 that see every token (DeepSeekMoE, arXiv:2401.06066). The first layers are dense.
+
+The file is long because its reader of routers, latent attention and rotary scaling serves DeepSeek-V3 as well, and
+latent attention's projections turn in an order of their own.
 """
 
 from __future__ import annotations

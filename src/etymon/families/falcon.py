@@ -3,6 +3,8 @@
 What was new over GPT-3: attention and feed-forward layer side by side (one norm in 7B and 11B, two in 40B and 180B),
 few heads of keys and values, rotary positions, no biases. The RefinedWeb models (rw) are sequential, with ALiBi and
 biases.
+
+The file is long because three kinds of blocks were published under one model type, and older configs with other keys.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 What was new over GPT-3: RMSNorm before each sublayer, SwiGLU, rotary positions, no biases, untied head; from Llama 2's
 70B on, grouped-query attention; from Llama 3.1 on, frequencies scaled by wavelength. TinyLlama (arXiv:2401.02385)
 and many others have the same form.
+
+The file is long because its builder, reader and names serve some thirty descendants.
 """
 
 from __future__ import annotations

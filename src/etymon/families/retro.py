@@ -8,6 +8,9 @@ The published format is that of lucidrains/RETRO-pytorch: rotary positions, bias
 an encoder whose result is projected. Its queries are to stand chunk - 1, chunk, … places into a passage, but the
 rotations are shifted with the tokens: the first stands at 2 * chunk - 2, the others at 0. It has 8 heads, whatever
 `heads` says.
+
+The file is long because it holds two forms, the paper's and the published code's, which differ in positions, biases and
+the encoder's output.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 What was new over T5: in every second layer the feed-forward layer is a mixture of up to 2,048 experts, of which a token
 uses a single one; experts have a capacity, and tokens that come too late pass by. Capacity counts within one call: a
 decoder that reads token by token drops nobody.
+
+The file is long because nine sizes were published, and every expert's matrices are stored apart.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 What was new over the original Transformer: every task is text to text, positions are buckets of distances shared by all
 layers, scores are not scaled, RMSNorm comes before each sublayer, nothing has a bias. v1.1 gates the feed-forward layer
 and unties the head, whose input v1.0 scales.
+
+The file is long because it holds two forms, v1.0 and v1.1, and the sizes of four models of the latter.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ apart two tokens are instead of where they stand: (q + u) k + (q + v) W r, with 
 
 The reference begins with a memory of `mem_len` zero vectors, which takes its share of attention; ours is empty, as in
 the authors' own code. A new state whose `lengths` are set to `mem_len` holds the reference's.
+
+The file is long because the published config has many keys that only say how the run was made.
 """
 
 from __future__ import annotations
