@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+from etymon.errors import DataError
 from etymon.nn import Model, build
 from etymon.spec import ModelSpec
 
@@ -58,7 +60,13 @@ def check_rows(model: Model) -> None:
         logits = model(column, state=state.rows(0, 3)).logits[:, 0]
         expected = torch.stack([full[row, length] for row, length in enumerate(lengths)])
         assert relative(logits, expected) < TOLERANCE, step
-    state.truncate(1, 5)
+    if state.truncates:
+        state.truncate(1, 5)
+    else:
+        with pytest.raises(DataError, match="cannot go back from 12 to 5 tokens"):
+            state.truncate(1, 5)
+        state.truncate(1, 0)
+        model(ids[1:2, :5], state=state.rows(1, 2))
     state.copy_row(1, 0)
     assert relative(model(ids[1:2, 5:9], state=state.rows(0, 1)).logits, full[1:2, 5:9]) < TOLERANCE
 

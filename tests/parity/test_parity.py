@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from consistency import check_rows
 from references import REFERENCES, Reference, randomised
 from safetensors.torch import load_file
 from torch import Tensor
 
 import etymon
-from etymon.errors import DataError
 from etymon.families import family_named
 
 TOLERANCE = 1e-5
@@ -126,28 +126,7 @@ def test_cached_decoding_equals_the_full_pass(pair: Any) -> None:
 
 
 def test_rows_of_different_lengths_decode_together(pair: Any) -> None:
-    _, _, ours = pair
-    ids = tokens(3, 20)
-    full = ours(ids).logits
-    state = ours.new_state(3, 24)
-    for row, length in enumerate((3, 9, 14)):
-        ours(ids[row : row + 1, :length], state=state.rows(row, row + 1))
-    for step in range(3):
-        lengths = state.lengths.tolist()
-        column = torch.stack([ids[row, length] for row, length in enumerate(lengths)])[:, None]
-        logits = ours(column, state=state.rows(0, 3)).logits[:, 0]
-        expected = torch.stack([full[row, length] for row, length in enumerate(lengths)])
-        assert relative(logits, expected) < TOLERANCE, step
-    if not state.truncates:
-        with pytest.raises(DataError, match="cannot go back from 12 to 5 tokens"):
-            state.truncate(1, 5)
-        state.truncate(1, 0)
-        ours(ids[1:2, :5], state=state.rows(1, 2))
-    else:
-        state.truncate(1, 5)
-    state.copy_row(1, 0)
-    logits = ours(ids[1:2, 5:9], state=state.rows(0, 1)).logits
-    assert relative(logits, full[1:2, 5:9]) < TOLERANCE
+    check_rows(pair[2])
 
 
 def test_left_padding_in_a_state(pair: Any) -> None:

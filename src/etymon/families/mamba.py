@@ -14,7 +14,8 @@ from etymon.families.family import Family, Format, Tensors
 from etymon.families.keys import Keys, op_of
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
-from etymon.families.weights import Rule, affine
+from etymon.families.table import Names, table
+from etymon.families.weights import Rule
 from etymon.spec import LM, Block, ModelSpec, RMSNorm, SelectiveSSM, Sub
 
 
@@ -98,31 +99,27 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     }
 
 
-def rules(spec: ModelSpec, vectors: dict[str, str], **biases: bool) -> Iterator[Rule]:
-    """List the tensors of a stack of state spaces in published order; `vectors` are names of ours and theirs, `biases`
-    say which linear maps there are, and which of them have a bias."""
-    yield Rule("embed.tokens.weight", ("backbone.embeddings.weight",))
-    for i in range(len(spec.trunk.blocks)):
-        ours, theirs = f"decoder.blocks.{i}.ssm", f"backbone.layers.{i}"
-        yield Rule(f"{ours}.pre.weight", (f"{theirs}.norm.weight",))
-        for own, published in vectors.items():
-            yield Rule(f"{ours}.op.{own}", (f"{theirs}.mixer.{published}",))
-        for own, bias in biases.items():
-            yield from affine(f"{ours}.op.{own}", f"{theirs}.mixer.{LINEAR[own]}", bias=bias)
-    yield Rule("decoder.final_norm.weight", ("backbone.norm_f.weight",))
-    if not spec.tied:
-        yield Rule("head.linear.weight", ("lm_head.weight",))
-
-
-LINEAR = {"conv": "conv1d", "into": "in_proj", "select": "x_proj", "step": "dt_proj", "out": "out_proj"}
-VECTORS = {"log_decay": "A_log", "skip": "D"}
+LAYER: Names = {
+    "ssm.pre": "norm",
+    "ssm.op.log_decay": "mixer.A_log",
+    "ssm.op.skip": "mixer.D",
+    "ssm.op.conv": "mixer.conv1d",
+    "ssm.op.into": "mixer.in_proj",
+    "ssm.op.select": "mixer.x_proj",
+    "ssm.op.step": "mixer.dt_proj",
+    "ssm.op.out": "mixer.out_proj",
+}
+TOP: Names = {
+    "embed.tokens": "backbone.embeddings",
+    "layers": "backbone.layers.{}",
+    "decoder.final_norm": "backbone.norm_f",
+    "head.linear": "lm_head",
+}
 
 
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
-    op = spec.trunk.blocks[0].subs[0].op
-    assert isinstance(op, SelectiveSSM)
-    return rules(spec, VECTORS, conv=op.conv_bias, into=op.bias, select=False, step=True, out=op.bias)
+    return table(spec, LAYER, TOP)
 
 
 FAMILY = Family(

@@ -13,13 +13,13 @@ from etymon.families import mamba
 from etymon.families.descent import decoder
 from etymon.families.family import Family, Format, Tensors
 from etymon.families.keys import Keys, op_of
-from etymon.families.mamba import INITIAL, RUNNING, rules
+from etymon.families.mamba import INITIAL, RUNNING
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
+from etymon.families.table import Names, table
 from etymon.families.weights import Rule
 from etymon.spec import LM, Block, DualSSM, ModelSpec, RMSNorm, Sub
 
-VECTORS = {"step_bias": "dt_bias", **mamba.VECTORS, "norm": "norm.weight"}
 UNLIMITED = (0.0, float("inf"))
 
 
@@ -106,11 +106,12 @@ def write(spec: ModelSpec) -> dict[str, Any]:
     return KEYS.write(spec) | limit | {"expand": op.inner // spec.dim, "hidden_act": op.activation}
 
 
+LAYER: Names = {**mamba.LAYER, "ssm.op.step_bias": "mixer.dt_bias", "ssm.op.norm": "mixer.norm.weight"}
+
+
 def weights(spec: ModelSpec) -> Iterator[Rule]:
     """List the tensors in published order."""
-    op = spec.trunk.blocks[0].subs[0].op
-    assert isinstance(op, DualSSM)
-    return rules(spec, VECTORS, conv=op.conv_bias, into=op.bias, out=op.bias)
+    return table(spec, LAYER, mamba.TOP)
 
 
 FAMILY = Family(
