@@ -42,6 +42,7 @@ from etymon.objectives import (
 from etymon.objectives.classification import Classification
 from etymon.spec import (
     LM,
+    POOLINGS,
     Bidirectional,
     CrossAttention,
     Discriminator,
@@ -61,7 +62,7 @@ NAMES = {
     "span_corruption": "span corruption",
     "ul2": "UL2",
 }
-CLASSES, SNIPPET, RATES, SEEDS = 12, 400, (1e-3,), (0, 1, 2)
+CLASSES, SNIPPET, SEEDS = 12, 400, (0, 1, 2)
 
 
 def main(argv: Sequence[str] | None = None) -> Report:
@@ -71,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> Report:
     parser.add_argument("--dim", type=int, default=192, help="width of the models")
     parser.add_argument("--snippets", type=int, default=30, help="labelled snippets of each class, and test snippets")
     parser.add_argument("--epochs", type=float, default=3, help="of fine-tuning")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="of fine-tuning; the best one is shown")
+    parser.add_argument(
+        "--pooling", choices=POOLINGS, help="what of a text is read (default: each kind of model's own)"
+    )
     parser.add_argument("--only", nargs="*", choices=NAMES, default=list(NAMES), help="some of the objectives")
     options = parse(parser, argv)
     if options.quick:
@@ -131,11 +136,16 @@ def compare(options: argparse.Namespace) -> Report:
     lines = [
         f"{len(texts):,} files of Python's standard library ({shards.n_tokens:,} tokens), {CLASSES} packages, "
         f"{options.snippets} labelled snippets of each, as many to test. Accuracies are means of {len(seeds)} seeds at "
-        "the learning rate below; ± is the standard deviation over seeds. Guessing gives "
+        "the best of the rates below; ± is the standard deviation over seeds. Guessing gives "
         f"{1 / CLASSES:.0%}.",
     ]
     settings = {"FLOPs each": f"{options.flops:.0e}", "dim": options.dim, "rows": rows, "context": context}
-    settings |= {"fine-tuning epochs": options.epochs, "learning rate": RATES[0], "threads": options.threads}
+    settings |= {
+        "fine-tuning epochs": options.epochs,
+        "rates": options.rates,
+        "pooling": options.pooling or "each model's own",
+        "threads": options.threads,
+    }
     columns = ("", "parameters", "steps", "tokens", "own loss", "from scratch", "fine-tuned")
     tables = [Table("At equal compute, and after fine-tuning: accuracy", columns, table)]
     return Report("objectives", "Five objectives at equal compute", settings, lines, tables, {"results": results})
@@ -220,10 +230,10 @@ def _tune(
 ) -> dict[float, list[float]]:
     """Return the accuracies on the test by learning rate, one of each seed."""
     labels = tuple(sorted({str(record.label) for record in labelled[0]}))
-    config = ClassificationConfig(labels=labels)
+    config = ClassificationConfig(labels=labels, pooling=options.pooling)
     head = Classification.trains(model.spec, config).head
     found: dict[float, list[float]] = {}
-    for rate in RATES:
+    for rate in options.rates:
         for seed in seeds:
             tuned = with_head(model, head, seed)
             objective = Classification.of(tuned.spec, tokenizer, config)

@@ -17,8 +17,6 @@ import etymon
 from etymon.families import family_named
 
 TOLERANCE = 1e-5
-# where scores are large, either side's attention is some 5e-6 from the gradient in double precision (ours the nearer)
-GRADIENT_TOLERANCE = 2e-5
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
@@ -50,6 +48,14 @@ def published_gradients(theirs: Any, directory: Path) -> dict[str, Tensor]:
     return load_file(directory / "model.safetensors")
 
 
+def exact_gradients(theirs: Any, ids: Tensor, directory: Path) -> dict[str, Tensor]:
+    """The gradients of the reference in double precision."""
+    double = copy.deepcopy(theirs).double()
+    double.zero_grad()
+    double(ids, labels=ids, use_cache=False).loss.backward()
+    return published_gradients(double, directory)
+
+
 def test_logits_hidden_states_and_gradients(pair: Any, tmp_path: Path) -> None:
     reference, theirs, ours = pair
     ids = tokens(3, 40)
@@ -72,14 +78,17 @@ def test_logits_hidden_states_and_gradients(pair: Any, tmp_path: Path) -> None:
     got.loss.backward()
     reference_gradients = published_gradients(theirs, tmp_path)
     own_gradients = {name: p.grad for name, p in ours.named_parameters()}
-    compared = set()
+    compared, exact = set(), dict[str, Tensor]()
     rules = family_named(ours.spec.family).tensors.weights
     assert rules is not None
     for rule in rules(ours.spec):
         if rule.ours in dict(ours.named_buffers()):
             continue
         gradient = rule.read([reference_gradients[name] for name in rule.published])
-        assert relative(own_gradients[rule.ours], gradient) < GRADIENT_TOLERANCE, rule.ours
+        if relative(own_gradients[rule.ours], gradient) >= TOLERANCE:  # where scores are large both sides round
+            exact = exact or exact_gradients(theirs, ids, tmp_path)
+            gradient = rule.read([exact[name] for name in rule.published])
+        assert relative(own_gradients[rule.ours], gradient) < TOLERANCE, rule.ours
         compared.add(rule.ours)
     assert compared == set(own_gradients)
 

@@ -13,7 +13,7 @@ from etymon.config import Config
 from etymon.data.conversation import Conversation
 from etymon.data.documents import Split, held_out
 from etymon.data.questions import BuiltinConversations, builtin_conversations
-from etymon.data.rows import ROW_SUFFIXES, BadInput, Counts, find_files, read_rows
+from etymon.data.rows import ROW_SUFFIXES, BadInput, Counts, find_files, read_each
 from etymon.errors import DataError
 
 
@@ -59,22 +59,14 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 
 def _read_files(source: ConversationFiles, counts: Counts) -> Iterator[Conversation]:
     files, _ = find_files(source.path, source.include, ROW_SUFFIXES)
-    read = 0
-    for file in files:
-        for place, row in read_rows(file, errors=source.errors, counts=counts, source=source.path):
-            try:
-                conversation = _conversation(row, place, source.held_out)
-            except DataError:
-                if source.errors != "skip":
-                    raise
-                counts.add(source.path, "not_a_conversation", place)
-                continue
-            counts.add(source.path, "kept")
-            read += 1
-            yield conversation
-    if not read:
-        skipped = counts.total("not_a_conversation")
-        raise DataError(f"{source.path} holds no conversations ({skipped} rows were skipped as none).")
+    yield from read_each(
+        files,
+        lambda row, place: _conversation(row, place, source.held_out),
+        errors=source.errors,
+        counts=counts,
+        source=source.path,
+        noun="conversation",
+    )
 
 
 def _conversation(row: Any, place: str, fraction: float) -> Conversation:

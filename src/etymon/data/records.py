@@ -20,7 +20,7 @@ from etymon.data.batch import Examples
 from etymon.data.documents import Split, held_out
 from etymon.data.loader import check_shape
 from etymon.data.permutation import Permutation
-from etymon.data.rows import ROW_SUFFIXES, TABLE_SUFFIXES, BadInput, Counts, find_files, read_rows
+from etymon.data.rows import ROW_SUFFIXES, TABLE_SUFFIXES, BadInput, Counts, find_files, read_each
 from etymon.errors import DataError, suggest
 from etymon.files import atomic_path
 from etymon.text import Framed
@@ -93,23 +93,17 @@ def read_records(
     counts = Counts() if counts is None else counts
     for source in sources:
         source = source if isinstance(source, RecordFiles) else RecordFiles(path=str(source))
-        read = 0
-        for file in record_files(source):
-            for place, row in read_rows(file, errors=source.errors, counts=counts, source=source.path):
-                try:
-                    record = _record(row, place, source)
-                    check(record)
-                except DataError:
-                    if source.errors != "skip":
-                        raise
-                    counts.add(source.path, "not_a_record", place)
-                    continue
-                counts.add(source.path, "kept")
-                read += 1
-                yield record
-        if not read:
-            skipped = counts.total("not_a_record")
-            raise DataError(f"{source.path} holds no records ({skipped} rows were skipped as none).")
+        yield from _read_source(source, counts, check)
+
+
+def _read_source(source: RecordFiles, counts: Counts, check: Callable[[Record], None]) -> Iterator[Record]:
+    def make(row: Any, place: str) -> Record:
+        record = _record(row, place, source)
+        check(record)
+        return record
+
+    files = record_files(source)
+    yield from read_each(files, make, errors=source.errors, counts=counts, source=source.path, noun="record")
 
 
 def write_records(records: Iterable[Record], path: str | Path) -> int:

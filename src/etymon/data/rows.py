@@ -11,15 +11,16 @@ import json
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, BinaryIO, Literal, TypeVar, cast
 
 from etymon.errors import DataError
 
 BadInput = Literal["error", "skip", "replace"]
+T = TypeVar("T")
 
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown", ".rst", ".txt.gz", ".md.gz")
 LINES_SUFFIXES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
@@ -200,6 +201,38 @@ def read_rows(
                 text = _decode_line(line, place, errors, counts, source)
                 if text is not None and text.strip():
                     yield place, _parse(text, place)
+
+
+def read_each(
+    files: Iterable[Path],
+    make: Callable[[Any, str], T],
+    *,
+    errors: BadInput,
+    counts: Counts,
+    source: str,
+    noun: str,
+) -> Iterator[T]:
+    """Yield what `make` makes of each row and its place, in all files of a source.
+
+    Raises DataError for a row of which it makes none, unless these are skipped and counted as "not_a_" `noun`, and for
+    a source that holds none at all.
+    """
+    read = 0
+    for file in files:
+        for place, row in read_rows(file, errors=errors, counts=counts, source=source):
+            try:
+                made = make(row, place)
+            except DataError:
+                if errors != "skip":
+                    raise
+                counts.add(source, f"not_a_{noun}", place)
+                continue
+            counts.add(source, "kept")
+            read += 1
+            yield made
+    if not read:
+        skipped = counts.total(f"not_a_{noun}")
+        raise DataError(f"{source} holds no {noun}s ({skipped} rows were skipped as none).")
 
 
 def _decode_line(line: bytes, place: str, errors: BadInput, counts: Counts, source: str) -> str | None:

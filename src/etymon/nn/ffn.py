@@ -46,7 +46,6 @@ class Dense(nn.Module):
         self.op = op
         self.up = Linear(dim, (op.hidden,), bias=op.bias)
         self.down = Linear(op.hidden, (dim,), bias=op.bias)
-        self.activation = ACTIVATIONS[op.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply to `x` [..., dim]."""

@@ -87,9 +87,9 @@ def matmul(a: Tensor, b: Tensor, *, out: Tensor | None = None, add: bool = False
     In fp32 the gradient of a weight takes this way, because to it one of the operands always lies across."""
     if _large(a, b) and not torch.compiler.is_compiling():
         return kernels.matmul(a, b, out=out, add=add)
-    if out is None:
-        return _product(a, b.T) if _applies(a) else a @ b
     found = _product(a, b.T) if _applies(a) else a @ b
+    if out is None:
+        return found
     return out.add_(found) if add else out.copy_(found)
 
 

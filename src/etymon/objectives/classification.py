@@ -11,10 +11,10 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from etymon.data import Encoded, Record, RecordBatch
-from etymon.errors import ConfigError, DataError
+from etymon.errors import DataError
 from etymon.nn import Model, whole_texts
 from etymon.objectives.objective import Objective, ObjectiveConfig, Reads
-from etymon.objectives.texts import PoolingName, framed, pooling_named
+from etymon.objectives.texts import PoolingName, framed, pooling_named, require_head
 from etymon.spec import Classify, ModelSpec, Pooling
 from etymon.text import Tokenizer
 
@@ -56,12 +56,7 @@ class Classification(Objective):
     @classmethod
     def check(cls, spec: ModelSpec, config: ClassificationConfig) -> None:
         """Raise ConfigError for a model whose head has not these classes."""
-        wanted = cls.trains(spec, config)
-        if wanted != spec:
-            raise ConfigError(
-                f"objective {cls.name}: {spec.name} does not end in {wanted.head}. Give it that head: "
-                "etymon.nn.with_head(model, objective.trains(model.spec, config).head)"
-            )
+        require_head(cls.name, spec, cls.trains(spec, config))
 
     @classmethod
     def of(cls, spec: ModelSpec, tokenizer: Tokenizer, config: ClassificationConfig) -> Self:

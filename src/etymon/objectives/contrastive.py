@@ -18,7 +18,7 @@ from etymon.data import Encoded, Record, RecordBatch
 from etymon.errors import ConfigError, DataError
 from etymon.nn import Model, whole_texts
 from etymon.objectives.objective import Objective, ObjectiveConfig, Reads
-from etymon.objectives.texts import PoolingName, framed, pooling_named
+from etymon.objectives.texts import PoolingName, framed, pooling_named, require_head
 from etymon.spec import Embedding, ModelSpec
 from etymon.text import Tokenizer
 
@@ -94,12 +94,7 @@ class Contrastive(Objective):
     @classmethod
     def check(cls, spec: ModelSpec, config: ContrastiveConfig) -> None:
         """Raise ConfigError for a model that does not end in vectors."""
-        wanted = cls.trains(spec, config)
-        if wanted != spec:
-            raise ConfigError(
-                f"objective {cls.name}: {spec.name} does not end in {wanted.head}. Give it that head: "
-                "etymon.nn.with_head(model, objective.trains(model.spec, config).head)"
-            )
+        require_head(cls.name, spec, cls.trains(spec, config))
 
     @classmethod
     def of(cls, spec: ModelSpec, tokenizer: Tokenizer, config: ContrastiveConfig) -> Self:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from etymon.data import Record, RecordBatch
-from etymon.errors import DataError
+from etymon.errors import ConfigError, DataError
 from etymon.spec import POOLINGS, ModelSpec, Pooling
 from etymon.text import Framed, Tokenizer
 
@@ -16,6 +16,15 @@ PoolingName = Literal["first", "last", "mean", "weighted_mean"]
 def pooling_named(name: PoolingName) -> Pooling:
     """Return the pooling that a recipe calls so."""
     return POOLINGS[name]
+
+
+def require_head(objective: str, spec: ModelSpec, wanted: ModelSpec) -> None:
+    """Raise ConfigError for a model of `spec` that does not end as the `wanted` one does."""
+    if wanted != spec:
+        raise ConfigError(
+            f"objective {objective}: {spec.name} does not end in {wanted.head}. Give it that head: "
+            "etymon.nn.with_head(model, objective.trains(model.spec, config).head)"
+        )
 
 
 def framed(
