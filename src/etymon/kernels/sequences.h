@@ -2,6 +2,7 @@
  *
  * As Dao et al. 2022 (arXiv:2205.14135), nothing of size [time, time] is kept: the gradient makes the weights anew from the
  * logarithms of their sums. A block of queries meets all keys of its spans at once; what no query of it sees is passed over.
+ * Nor is it kept which weights are dropped: a hash of their place says so, to the gradient as before.
  */
 
 enum {
@@ -16,8 +17,11 @@ typedef struct {
   const float *qkv;            /* [batch, time, heads + 2 kv_heads, width] */
   const int32_t *first, *last; /* [batch or 1, time]: a token sees these columns and those between */
   int64_t spans;               /* how far the spans of the rows of a batch are apart */
-  double scale;
+  double scale, drop;          /* how often a weight is 0 */
+  uint64_t seed;               /* of which weights */
 } sequences;
+
+typedef uint32_t words __attribute__((vector_size(4 * LANES)));
 
 INLINE int64_t whole_panels(int64_t count) { return (count + PANEL - 1) / PANEL * PANEL; }
 
@@ -101,6 +105,35 @@ INLINE integers between(int64_t column, int64_t low, int64_t high) {
   return (lane >= (int32_t)(low - column)) & (lane <= (int32_t)(high - column));
 }
 
+/* Which weights of a query remain, and what they are multiplied by. */
+typedef struct {
+  uint32_t first, second, least;
+  float factor;
+} chance;
+
+/* Numbers of which any two inputs share no pattern (Steele et al. 2014, SplitMix). */
+INLINE uint64_t scattered(uint64_t x) {
+  x = (x + 0x9E3779B97F4A7C15u) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ x >> 27) * 0x94D049BB133111EBu;
+  return x ^ x >> 31;
+}
+
+INLINE chance chance_of(const sequences *s, int64_t query) {
+  const uint64_t key = scattered(s->seed ^ scattered(query));
+  return (chance){key, key >> 32, s->drop * 4294967296.0, 1 / (1 - s->drop)};
+}
+
+/* 0 or the factor, for the weights from `column` on: a hash of their numbers (the last steps of MurmurHash3), between
+   which the query's own comes twice, so that no two queries have the same series, nor one shifted. */
+INLINE vector kept(chance c, int64_t column) {
+  words x = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  x = (x + (uint32_t)column) * 0x9E3779B1u ^ c.first;
+  x = (x ^ x >> 16) * 0x85EBCA6Bu + c.second;
+  x = (x ^ x >> 13) * 0xC2B2AE35u;
+  x ^= x >> 16;
+  return choose((integers)(x >= c.least), all(c.factor), (vector){});
+}
+
 /* Rows of scores, `columns` of them from `begin`, become weights that are not yet divided by their sums. */
 static float weigh(float *row, int64_t begin, int64_t columns, int64_t low, int64_t high, float scale, float *total) {
   vector most = all(-INFINITY);
@@ -146,7 +179,13 @@ void attend_sequences(const sequences *given, float *to, float *logs, float *spa
         float totals[QUERIES];
         for (int64_t i = 0; i < rows; i++) {
           const float top = weigh(d.scores + i * stride, begin, columns, first[at + i], last[at + i], s.scale, totals + i);
-          logs[(row * s.heads + head) * s.time + at + i] = top + logf(totals[i]);
+          const int64_t query = (row * s.heads + head) * s.time + at + i;
+          logs[query] = top + logf(totals[i]);
+          if (s.drop > 0) {
+            float *const weights = d.scores + i * stride;
+            const chance c = chance_of(&s, query);
+            for (int64_t j = 0; j < columns; j += LANES) store(weights + j, load(weights + j) * kept(c, begin + j));
+          }
         }
         for (int64_t column = 0; column < wide; column += PANEL)
           for (int64_t i = 0; i < QUERIES; i += STRIP)
@@ -206,12 +245,15 @@ void attend_sequences_gradient(const sequences *given, const float *to, const fl
           }
           vector products = {};
           for (int64_t j = 0; j < s.width; j += LANES) products += load(slopes + i * next + j) * load(mixed + i * next + j);
-          const float mean = sum(products), log = logs[(row * s.heads + head) * s.time + at + i], scale = s.scale;
+          const int64_t query = (row * s.heads + head) * s.time + at + i;
+          const float mean = sum(products), log = logs[query], scale = s.scale;
+          const chance c = chance_of(&s, query);
           for (int64_t j = 0; j < columns; j += LANES) {
             const integers seen = between(begin + j, first[at + i], last[at + i]);
             const vector p = choose(seen, exponential(load(weights + j) * scale - log), (vector){});
-            store(weights + j, p);
-            store(d_weights + j, p * (load(d_weights + j) - mean) * scale);
+            const vector share = s.drop > 0 ? kept(c, begin + j) : all(1);
+            store(weights + j, p * share);
+            store(d_weights + j, p * (load(d_weights + j) * share - mean) * scale);
           }
         }
         pack_along(d.packed, queries, apart, rows, QUERIES, s.width);

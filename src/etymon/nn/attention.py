@@ -84,7 +84,8 @@ class Attention(Mixer):
             spans = layout.spans(self.visibility, op.window)
             if spans is not None:
                 scale = op.head_dim**-0.5 if op.scale is None else op.scale
-                return self.out(kernels.attend_sequences(qkv_BTHD, *spans, heads[0], heads[1], scale))
+                mixed = kernels.attend_sequences(qkv_BTHD, *spans, heads[0], heads[1], scale, dropout=self.dropped)
+                return self.out(mixed)
         q_BTHD, k_BTGD, v_BTGD = qkv_BTHD.split(heads, 2)
         if layout.order is not None:  # behind the tokens stand queries, whom nobody sees
             k_BTGD, v_BTGD = k_BTGD[:, : layout.time], v_BTGD[:, : layout.time]
@@ -113,8 +114,7 @@ class Attention(Mixer):
         """Whether the kernel over whole sequences may serve, as in training."""
         op = self.op
         return (
-            not self.dropped
-            and layout.order is None
+            layout.order is None
             and self.scores is None
             and op.scores is None
             and op.softcap is None
