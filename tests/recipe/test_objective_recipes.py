@@ -31,6 +31,9 @@ def test_it_trains(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         f"the soup was {word} {i},{label}\n" for i in range(40) for word, label in (("fine", "good"), ("cold", "bad"))
     ]
     (tmp_path / "labelled.csv").write_text("text,label\n" + "".join(rows))
+    said = ("follows", "open", "contradicts")
+    rows = [f'{{"premise": "moon {i}", "hypothesis": "{said[i % 3]}", "label": "{said[i % 3]}"}}\n' for i in range(40)]
+    (tmp_path / "inference.jsonl").write_text("".join(rows))
     settings = [*SMALL, "run=run", "pretrain.context=48", "pretrain.batch_size=4", "pretrain.budget={steps: 2}"]
     if load_recipe(path).data is not None:
         settings += ["data.sources=[texts]", "data.held_out=0.2"]

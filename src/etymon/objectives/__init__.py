@@ -17,6 +17,7 @@ from etymon.objectives.contrastive import (
     CosineRegression,
     Ranking,
     SimCSE,
+    Softmax,
 )
 from etymon.objectives.denoising import (
     Denoising,
@@ -91,6 +92,7 @@ __all__ = [
     "SentenceOrderConfig",
     "SentencePermutation",
     "SimCSE",
+    "Softmax",
     "SpanCorruption",
     "SpanCorruptionConfig",
     "SpanDenoiser",

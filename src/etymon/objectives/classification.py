@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from etymon.data import Encoded, Record, RecordBatch
 from etymon.errors import DataError
 from etymon.nn import Model, whole_texts
 from etymon.objectives.objective import Objective, ObjectiveConfig, Reads
-from etymon.objectives.texts import PoolingName, framed, pooling_named, require_head
+from etymon.objectives.texts import Labels, PoolingName, class_of, framed, pooling_named, require_head
 from etymon.spec import Classify, ModelSpec, Pooling
 from etymon.text import Tokenizer
 
@@ -25,14 +24,8 @@ class ClassificationConfig(ObjectiveConfig):
     behind it."""
 
     kind: Literal["classification"] = "classification"
-    labels: tuple[str, ...] = Field(min_length=2)
+    labels: Labels
     pooling: PoolingName | None = None
-
-    @model_validator(mode="after")
-    def _different(self) -> Self:
-        if len(set(self.labels)) < len(self.labels):
-            raise ValueError("two labels are the same")
-        return self
 
 
 @dataclass(frozen=True)
@@ -73,19 +66,14 @@ class Classification(Objective):
         """Raise DataError for more than two texts, and for a label that is not among the classes."""
         if len(record.texts) > 2:
             raise DataError(f"{record.id} has {len(record.texts)} texts; a class is that of one text, or of two.")
-        if record.label is None:
-            raise DataError(f"{record.id} has no label. Set `label` to the name of the field that holds the class.")
-        if _name(record) not in config.labels:
-            raise DataError(
-                f"{record.id} has the label {_name(record)!r}; the objective's are {', '.join(config.labels)}."
-            )
+        class_of(record, config.labels)
 
     def encode(self, tokenizer: Tokenizer, record: Record, context: int) -> Encoded:
         """Return one text, or two side by side, with the number of their class."""
         self.check_record(record, self.config)
         first, *rest = (tokenizer.encode(text) for text in record.texts)
         text, cut = framed(tokenizer, self.spec, first, rest[0] if rest else None, context)
-        return Encoded((text,), self.config.labels.index(_name(record)), cut)
+        return Encoded((text,), class_of(record, self.config.labels), cut)
 
     def collate(self, batch: RecordBatch, random: np.random.Generator) -> RecordBatch:
         """Return the batch as it is. Raises DataError where it has no labelled texts."""
@@ -98,10 +86,6 @@ class Classification(Objective):
         real = batch.real[:, 0]
         hidden = whole_texts(model, batch.input_ids[:, 0], real, batch.segments[:, 0])
         return model.head.loss(hidden, batch.targets, real)  # type: ignore[call-arg]
-
-
-def _name(record: Record) -> str:
-    return f"{record.label:g}" if isinstance(record.label, float) else str(record.label)
 
 
 def _pooling(spec: ModelSpec, config: ClassificationConfig) -> Pooling:

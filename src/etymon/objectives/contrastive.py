@@ -1,8 +1,10 @@
-"""Contrastive learning of text embeddings: vectors of texts that belong together come close, others move away."""
+"""Text embeddings: by contrast, vectors of texts that belong together come close and others move away; or what is said
+of pairs is told from their vectors."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
@@ -16,9 +18,10 @@ from torch.utils.checkpoint import checkpoint
 from etymon.config import Config
 from etymon.data import Encoded, Record, RecordBatch
 from etymon.errors import ConfigError, DataError
-from etymon.nn import Model, whole_texts
+from etymon.nn import Model, pool, whole_texts
+from etymon.nn.siamese import PairSoftmax
 from etymon.objectives.objective import Objective, ObjectiveConfig, Reads
-from etymon.objectives.texts import PoolingName, framed, pooling_named, require_head
+from etymon.objectives.texts import Labels, PoolingName, class_of, framed, pooling_named, require_head
 from etymon.spec import Embedding, ModelSpec
 from etymon.text import Tokenizer
 
@@ -55,7 +58,16 @@ class CosineRegression(Config):
     kind: Literal["cosine"] = "cosine"
 
 
-ContrastiveLoss = Annotated[SimCSE | Ranking | CoSENT | CosineRegression, Field(discriminator="kind")]
+class Softmax(Config):
+    """A pair's class is told by a softmax layer from u, v and |u - v|, its vectors before they are brought to length 1:
+    SBERT's classification objective, for natural language inference (Reimers & Gurevych 2019, arXiv:1908.10084, section
+    3). The layer is a companion, which the model goes on without. `labels` are the classes, as the rows call them."""
+
+    kind: Literal["softmax"] = "softmax"
+    labels: Labels
+
+
+ContrastiveLoss = Annotated[SimCSE | Ranking | CoSENT | CosineRegression | Softmax, Field(discriminator="kind")]
 
 
 class ContrastiveConfig(ObjectiveConfig):
@@ -81,6 +93,7 @@ class Contrastive(Objective):
     reads: ClassVar[Reads] = "pairs"
     spec: ModelSpec
     config: ContrastiveConfig = ContrastiveConfig()
+    softmax: PairSoftmax | None = None
     micro_batch: int | None = None
 
     @classmethod
@@ -99,7 +112,8 @@ class Contrastive(Objective):
     @classmethod
     def of(cls, spec: ModelSpec, tokenizer: Tokenizer, config: ContrastiveConfig) -> Self:
         """Return the objective; any tokenizer will do."""
-        return cls(spec, config)
+        loss = config.loss
+        return cls(spec, config, PairSoftmax(spec.width, len(loss.labels)) if isinstance(loss, Softmax) else None)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -108,12 +122,15 @@ class Contrastive(Objective):
 
     @classmethod
     def check_record(cls, record: Record, config: ContrastiveConfig) -> None:
-        """Raise DataError where there are not as many texts as the loss compares, or no number where it needs one."""
+        """Raise DataError where there are not as many texts as the loss compares, or not the label that it needs."""
         match config.loss:
             case SimCSE():
                 fits, needs = len(record.texts) == 1, "one text, which is its own pair"
             case Ranking():
                 fits, needs = len(record.texts) >= 2, "two texts, and perhaps negatives"
+            case Softmax():
+                fits, needs = len(record.texts) == 2, "two texts"
+                class_of(record, config.loss.labels)
             case _:
                 fits, needs = len(record.texts) == 2, "two texts"
                 if _number(record.label) is None:
@@ -130,7 +147,9 @@ class Contrastive(Objective):
             framing, cut = framed(tokenizer, self.spec, tokenizer.encode(before + text + behind), None, context)
             texts.append(framing)
             cuts.append(cut)
-        return Encoded(tuple(texts), _number(record.label) or 0.0, any(cuts))
+        loss = self.config.loss
+        label = class_of(record, loss.labels) if isinstance(loss, Softmax) else _number(record.label) or 0.0
+        return Encoded(tuple(texts), label, any(cuts))
 
     def collate(self, batch: RecordBatch, random: np.random.Generator) -> RecordBatch:
         """Return the batch; for SimCSE with every text twice. Raises DataError where it has no records."""
@@ -140,6 +159,13 @@ class Contrastive(Objective):
             return batch
         ids, real, segments = (each.repeat(1, 2, 1) for each in (batch.input_ids, batch.real, batch.segments))
         return RecordBatch(ids, batch.targets, real, segments)
+
+    def companions(self, model: Model) -> Mapping[str, PairSoftmax]:
+        """Return the softmax layer, where the loss has one."""
+        if self.softmax is None:
+            return {}
+        self.softmax.begin()
+        return {"softmax": self.softmax.to(model.device)}
 
     def split(self, micro_batch: int | None) -> tuple[Objective, int | None]:
         """Return the objective that holds `micro_batch` rows at a time of a batch that is given whole."""
@@ -162,9 +188,13 @@ class Contrastive(Objective):
             case CosineRegression():
                 cosines = F.cosine_similarity(vectors[:, 0], vectors[:, 1])
                 return F.mse_loss(cosines, batch.targets.float(), reduction="sum")
+            case Softmax():
+                assert self.softmax is not None, "of() makes it"
+                return self.softmax.loss(vectors[:, 0], vectors[:, 1], batch.targets)
 
     def vectors(self, model: Model, batch: RecordBatch) -> Tensor:
-        """Return the vectors [rows, texts, dim] of the batch's texts in fp32, `micro_batch` rows at a time."""
+        """Return the vectors [rows, texts, dim] of the batch's texts in fp32, before the head brings them to length 1,
+        `micro_batch` rows at a time."""
         rows = len(batch.input_ids)
         if self.micro_batch is None or self.micro_batch >= rows:
             return _read(model, batch.input_ids, batch.real, batch.segments)
@@ -177,7 +207,7 @@ def _read(model: Model, ids: Tensor, real: Tensor, segments: Tensor) -> Tensor:
     flat = real.flatten(0, 1)
     there = flat.any(1)
     hidden = whole_texts(model, ids.flatten(0, 1)[there], flat[there], segments.flatten(0, 1)[there])
-    found = model.head(hidden, flat[there]).float()
+    found = pool(model.head.pooling, hidden, flat[there]).float()  # type: ignore[arg-type]
     vectors = found.new_zeros(len(flat), found.shape[-1])
     return vectors.masked_scatter(there[:, None], found).view(*real.shape[:2], -1)
 

@@ -13,13 +13,14 @@ from etymon.config import Config
 from etymon.data import Encoded, Examples, Loader, PretrainLoader, Record, TokenShards
 from etymon.nn import Model
 from etymon.nn.future import FutureHeads
+from etymon.nn.layers import Layers
 from etymon.spec import ModelSpec
 from etymon.text import Tokenizer
 
 Reads = Literal["documents", "pairs", "labelled"]
 """What a loader has: text without end, pairs of texts, or texts with a class each."""
 
-Companion = Model | FutureHeads
+Companion = Model | FutureHeads | Layers
 """What an objective may train beside a model, and checkpoints keep with it."""
 
 
@@ -76,8 +77,8 @@ class Objective:
         return own.pop("config").model_dump(mode="json", exclude={"kind"}) | own
 
     def companions(self, model: Model) -> Mapping[str, Companion]:
-        """Return what is trained beside `model` by the same steps, by name. In a checkpoint, models have a directory of
-        that name, and heads lie beside their model."""
+        """Return what is trained beside `model` by the same steps, by name, as it is before the first one. In a
+        checkpoint, models have a directory of that name, layers a file, and heads that look ahead lie beside."""
         return {}
 
     def loader(

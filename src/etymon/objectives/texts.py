@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
 
 from etymon.data import Record, RecordBatch
 from etymon.errors import ConfigError, DataError
@@ -11,6 +13,16 @@ from etymon.spec import POOLINGS, ModelSpec, Pooling
 from etymon.text import Framed, Tokenizer
 
 PoolingName = Literal["first", "last", "mean", "weighted_mean"]
+
+
+def _different(labels: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(labels)) < len(labels):
+        raise ValueError("two labels are the same")
+    return labels
+
+
+Labels = Annotated[tuple[str, ...], Field(min_length=2), AfterValidator(_different)]
+"""Classes as rows call them, in the order of the logits."""
 
 
 def pooling_named(name: PoolingName) -> Pooling:
@@ -72,3 +84,13 @@ def require_two(objective: str, record: Record) -> None:
     """Raise DataError for a record of other than two texts."""
     if len(record.texts) != 2:
         raise DataError(f"{record.id} has {len(record.texts)} texts; objective {objective} reads pairs of two")
+
+
+def class_of(record: Record, labels: Sequence[str]) -> int:
+    """Return which of the classes `labels` a record has. Raises DataError where it has none, or another one."""
+    if record.label is None:
+        raise DataError(f"{record.id} has no label. Set `label` to the name of the field that holds the class.")
+    name = f"{record.label:g}" if isinstance(record.label, float) else str(record.label)
+    if name not in labels:
+        raise DataError(f"{record.id} has the label {name!r}; the objective's are {', '.join(labels)}.")
+    return labels.index(name)

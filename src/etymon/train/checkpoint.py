@@ -23,6 +23,7 @@ from etymon.hub import copy_future_heads, read_future_heads, save_model, write_f
 from etymon.hub.native import read_weights, stored_names
 from etymon.nn import Model
 from etymon.nn.future import FutureHeads
+from etymon.nn.layers import Layers
 from etymon.objectives.objective import Companion
 from etymon.text import Tokenizer
 from etymon.train.hardware import Precision
@@ -92,7 +93,7 @@ def write_checkpoint(
 
     It is a model directory that `etymon.load` reads, with the optimizer's state and `trainer.json` beside the weights;
     each companion that is a model is one inside it, and so is `average`, the model with the average of its weights;
-    heads that look ahead lie beside both.
+    heads that look ahead lie beside both, other layers in a file of their own.
     """
     path = checkpoint_path(run, position.step)
     with atomic_directory(path) as directory:
@@ -100,6 +101,8 @@ def write_checkpoint(
         for name, companion in companions.items():
             if isinstance(companion, FutureHeads):
                 write_future_heads(companion, directory)
+            elif isinstance(companion, Layers):
+                save_file({k: v.cpu() for k, v in weights(companion).items()}, directory / f"{name}.safetensors")
             else:
                 (directory / name).mkdir()
                 write_model(companion, None, directory / name)
@@ -179,19 +182,34 @@ def load_checkpoint(
     Raises CheckpointError for tensors that are missing, surplus or of another shape.
     """
     load_weights(path, model)
-    for name, each in companions.items():
-        load_weights(path if isinstance(each, FutureHeads) else path / name, each)
+    load_companions(path, companions)
     if average is not None:
         load_weights(path / AVERAGE, average)
     if optimizers is not None:
         load_optimizer_tensors(together(model, companions), optimizers, _load(path / OPTIMIZER))
 
 
+def load_companions(path: Path, companions: Mapping[str, Companion]) -> None:
+    """Put a checkpoint's weights into what was trained beside its model. Raises CheckpointError as `load_checkpoint`
+    does."""
+    for name, each in companions.items():
+        match each:
+            case FutureHeads():
+                load_weights(path, each)
+            case Layers():
+                load_weights(path / f"{name}.safetensors", each)
+            case _:
+                load_weights(path / name, each)
+
+
 def load_weights(path: Path, model: Companion) -> None:
-    """Put the weights of a model directory into `model`. Raises CheckpointError as `load_checkpoint` does."""
+    """Put the weights of a model directory into `model`, or those of a file into layers. Raises CheckpointError as
+    `load_checkpoint` does."""
     found: Iterable[tuple[str, Tensor]]
     if isinstance(model, FutureHeads):
         found = read_future_heads(path).state_dict().items()
+    elif isinstance(model, Layers):
+        found = _load(path).items()
     else:
         found = read_weights(path, model)
     own = weights(model)
@@ -207,7 +225,7 @@ def load_weights(path: Path, model: Companion) -> None:
 def weights(model: Companion) -> dict[str, Tensor]:
     """Return the tensors that a checkpoint holds, by name: shared ones once."""
     state = model.state_dict()
-    if isinstance(model, FutureHeads):
+    if isinstance(model, FutureHeads | Layers):
         return state
     return {name: state[name] for name in sorted(stored_names(model))}
 
