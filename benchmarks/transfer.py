@@ -1,5 +1,5 @@
 """Does the best learning rate of a narrow model hold for wider ones? Loss after the same steps by width and rate, with
-AdamW as it is and with `base_width` (µP); the wider models have more heads, of one width.
+AdamW as it is and with the widest as `base_width` (µP); the wider models have more heads, of one width.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ Losses = dict[int, dict[float, float]]
 """The loss in nats per token by width and rate."""
 
 CONTEXT, ROWS, VOCAB, HEAD = 64, 8, 512, 16
-WAYS = {"as it is": None, "µP": 32}
 
 
 def main(argv: Sequence[str] | None = None) -> Report:
@@ -31,17 +30,18 @@ def main(argv: Sequence[str] | None = None) -> Report:
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 64, 128, 256])
     options = parse(parser, argv)
     steps, widths = (4, [32, 64]) if options.quick else (options.steps, options.widths)
-    rates = [2.0**-k for k in ((5, 7) if options.quick else range(4, 10))]
+    ways = {"as it is": None, "µP": max(widths)}
+    rates = [2.0**-k for k in ((5, 7) if options.quick else range(5, 12))]
     with tempfile.TemporaryDirectory() as directory:
         limit = 300_000 if options.quick else 3_000_000
         text = corpus.prepare(Path(directory), text=None, vocab=VOCAB, context=CONTEXT, windows=1, limit=limit)
         loader = PretrainLoader(text.shards, ROWS, CONTEXT)
         found: dict[str, Losses] = {
             way: {dim: {lr: _loss(loader, dim, lr, base, steps) for lr in rates} for dim in widths}
-            for way, base in WAYS.items()
+            for way, base in ways.items()
         }
     settings = {"steps": steps, "rows": ROWS, "context": CONTEXT, "vocab": VOCAB, "layers": 2, "head_dim": HEAD}
-    settings |= {"schedule": "linear, 10% warm-up", "base_width": WAYS["µP"]}
+    settings |= {"schedule": "linear, 10% warm-up", "base_width": ways["µP"]}
     report = Report("transfer", "Learning rates across widths", settings, data={"losses": found})
     for way, losses in found.items():
         best = {dim: min(each, key=each.__getitem__) for dim, each in losses.items()}

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from etymon.errors import ConfigError
-from etymon.nn import count
+from etymon.nn import build, count
 from etymon.recipe.loading import dump_recipe, load_recipe
 from etymon.recipe.run import open_run
 from etymon.recipe.scale import compared, published_spec
+from etymon.train.optimizers import plan_groups
 
 RECIPES = Path(__file__).parents[2] / "recipes" / "pretrain"
 
@@ -51,6 +52,13 @@ def test_the_parameters_follow_the_dial_and_the_rest_the_parameters(name, scale)
     assert new.schedule.warmup == pytest.approx(old.schedule.warmup / old.budget.steps, rel=1e-3)
     assert (new.objective, new.dropout, new.clip) == (old.objective, old.dropout, old.clip)
     assert new.context == small.context == max(64, 32 * round(old.context * width / 32))
+
+
+def test_a_base_width_says_how_rates_follow_the_width():
+    recipe = at("gpt2", 0.01, "pretrain.optimizer.base_width=768")
+    assert (recipe.pretrain.optimizer.lr, recipe.pretrain.optimizer.base_width) == (6e-4, 768)
+    rates = {group.lr for group in plan_groups(build(published_spec(recipe), device="meta"), recipe.pretrain.optimizer)}
+    assert rates == {6e-4, 6e-4 * 768 / 192}
 
 
 def test_lengths_in_tokens_become_parts_of_the_run():

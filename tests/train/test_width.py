@@ -68,7 +68,7 @@ def test_the_factor_on_logits_may_stand_in_the_norm():
     """Lemma J.1: the spec's own factor on the logits, with the norm's rate as it was, is the same training."""
     spec = decoder(128, tied=True)
     ours = trained(spec, AdamWConfig(lr=0.003, base_width=64), scaled=64, steps=6)
-    rules = (GroupRule(kind="matrices", lr_factor=0.5),)
+    rules = (GroupRule(kind="matrices", lr_factor=0.5, weight_decay=0.2),)
     scaled = replace(spec, head=replace(spec.head, scale=0.5))
     theirs = trained(scaled, AdamWConfig(lr=0.003, groups=rules), steps=6)
     ids = LOADER.batch(50).input_ids
@@ -89,6 +89,8 @@ def test_the_rates_are_those_of_table_8():
     assert hidden == {f"{name}.weight" for name, _ in model.matrices()} | {"decoder.final_norm.weight"}
     assert len(hidden) == 2 * 4 + 1
     assert sum(ratio == 1.0 for ratio in found.values()) == 2 + 4  # tables, and the norms in the blocks
+    taken = {g.lr * g.weight_decay for g in plan_groups(model, AdamWConfig(base_width=32))}  # of a weight, by a step
+    assert sorted(taken) == pytest.approx([0.0, 1e-4])
 
 
 def test_muon_s_matrices_keep_their_rate():

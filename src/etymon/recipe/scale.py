@@ -11,8 +11,10 @@ embeddings, and everything else follows from that model, where P is what became 
   updates are the published ones;
 - warm-ups (of the rate, the batch, the context) and other lengths become parts of the run, whose end `minutes` may
   bring (10 unless the recipe says);
-- the learning rates of Adam and its kin are divided by W (Yang et al. 2022, arXiv:2203.03466). Adafactor's and Muon's,
-  which are relative to the weights or the same for every width, stay.
+- the learning rates of Adam and its kin are divided by W, those of embeddings too: µP (Yang et al. 2022,
+  arXiv:2203.03466) would divide those of hidden matrices only, and does where the recipe has a `base_width`, but in the
+  few hundred updates of minutes the embeddings need the rate (JOURNAL.md). Adafactor's and Muon's rates, which are
+  relative to the weights or the same for every width, stay.
 
 Objective, dropout, betas, weight decay and clipping stay as published.
 """
@@ -175,7 +177,7 @@ def _pretrain(
         shorter = (round(c * context / (section.context or published.context)) for c in section.context_warmup.contexts)
         left = tuple(c for c in shorter if context % c == 0 and LEAST_ROW <= c < context)
         new["context_warmup"] = new["context_warmup"].model_copy(update={"contexts": left}) if left else None
-    if section.optimizer.kind in BY_WIDTH:
+    if section.optimizer.kind in BY_WIDTH and section.optimizer.base_width is None:
         new["optimizer"] = _by_width(section.optimizer, width)
     return section.model_copy(update=new)
 

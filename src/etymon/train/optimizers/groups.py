@@ -186,6 +186,7 @@ def plan_groups(model: Model | Together, settings: OptimizerSettings) -> list[Gr
         height = 0 if settings.layer_decay is None else member.height
         factor = factors.get(member.parameter, 1.0)
         lr *= factor * (settings.layer_decay or 1.0) ** height
+        weight_decay /= factor  # a step takes the same part of a weight at every width
         frozen = rule is not None and rule.frozen
         frozen |= not member.parameter.requires_grad
         name = _name(member.kind, number, height, factor)

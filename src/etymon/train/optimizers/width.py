@@ -3,11 +3,15 @@ arXiv:2203.03466).
 
 With the width, as their Table 8 has it: entries of hidden matrices have a variance of 1 / fan-in (which is how models
 are always initialised here) and, under Adam, a rate of 1 / width; logits have a factor of 1 / width; embeddings, biases
-and norms stay as they are. Models remain what they are, without a factor that others would have to know of: the one on
-the logits is in the weight of the norm before the head, with a rate to match, which Adam cannot tell apart (their Lemma
-J.1). Muon's updates of hidden matrices have the right size by themselves (Yang et al. 2023, arXiv:2310.17813).
+and norms stay as they are. Weight decay grows as rates fall, so that a step takes the same part of a weight at every
+width (as in their code; Wang & Aitchison 2024, arXiv:2405.13698). Models remain what they are, without a factor that
+others would have to know of: the one on the logits is in the weight of the norm before the head, with a rate to match,
+which Adam cannot tell apart (their Lemma J.1). Muon's updates of hidden matrices have the right size by themselves
+(Yang et al. 2023, arXiv:2310.17813).
 
-Heads must keep their width, and be more in wider models; hidden layers must grow with the stream.
+Heads must keep their width, and be more in wider models; hidden layers must grow with the stream. A good base is the
+model that is to be trained, whose rate narrower ones then find: at the base, a model is as it always was. The logits'
+factor there is 1, which is a choice of its own (their alpha_output): where that is narrow, wide models learn slowly.
 """
 
 from __future__ import annotations
