@@ -206,12 +206,12 @@ def test_quick_objectives_write_their_result(tmp_path: Path) -> None:
     assert abs(first["flops"] - second["flops"]) < max(r["flops"] / r["steps"] for r in (first, second))
 
 
-def test_quick_transfer_starts_from_the_same_narrow_model(tmp_path: Path) -> None:
+def test_quick_transfer_ends_with_the_same_wide_model(tmp_path: Path) -> None:
     import transfer
 
     transfer.main(["--quick", "--threads", "1", "--results", str(tmp_path)])
     data = json.loads(next(tmp_path.glob("transfer-*.json")).read_text(encoding="utf-8"))
     plain, scaled = data["losses"].values()
-    assert plain["32"] == scaled["32"]  # the base width
-    assert plain["64"] != scaled["64"]
+    assert plain["64"] == scaled["64"]  # the base width
+    assert plain["32"] != scaled["32"]
     assert next(tmp_path.glob("transfer-*.svg")).read_text(encoding="utf-8").startswith("<?xml")
