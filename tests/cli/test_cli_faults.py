@@ -29,6 +29,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with a good recipe and its documents."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "0.csv").write_text("text,label\na,b\n")
     for i in range(4):
         (tmp_path / "docs" / f"{i}.txt").write_text(f"文件 {i}: the quick brown fox jumps over the lazy dog. " * 5)
     write(RECIPE)
@@ -183,3 +184,60 @@ def test_adapters_are_named_and_there(
     checkpoint: Path, capsys: pytest.CaptureFixture[str], adapter: str, says: str
 ) -> None:
     assert says in refused(capsys, "serve", str(checkpoint), "--port", "0", "--adapter", adapter)
+
+
+BERT = "model={family: bert, dim: 32, layers: 1, heads: 2}"
+CLASSES = "pretrain.objective={kind: classification, labels: [a, b]}"
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        # objectives that do not fit the model or the data
+        (["pretrain.objective=mlm"], "llama is pretrained by clm: leave pretrain.objective out"),
+        (["pretrain.objective=rtd"], "setting 'pretrain.objective': objective rtd: llama-custom has no head that says"),
+        ([BERT, "tokenizer.vocab_size=400", "pretrain.objective=clm"], "bert is pretrained by mlm"),
+        ([BERT, "tokenizer.vocab_size=262"], "the control tokens of the objective mlm take"),
+        (["pretrain.objective=3"], "expected a mapping such as {kind: clm}; got 3"),
+        (["pretrain.objective=classification"], "pretrain.objective.labels is missing: the classes, as the rows call"),
+        (["pretrain.objective={kind: classification, labels: [a]}"], "labels: expected at least 2 items; got 1"),
+        (["pretrain.labelled=[docs/0.csv]"], "pretrain.labelled: objective clm trains on documents, not on texts with"),
+        ([BERT, "tokenizer.vocab_size=400", CLASSES, "data=null", "pretrain.labelled=[none.csv]"], "folder none.csv"),
+        # numbers that cannot be
+        (["pretrain.optimizer={kind: adamw, lr: .inf}"], "pretrain.optimizer.lr: expected a finite number; got inf"),
+        (["pretrain.clip=.inf"], "pretrain.clip: expected a finite number; got inf"),
+        (["pretrain.dropout=.nan"], "pretrain.dropout"),
+        (["scale=0"], "scale: expected greater than 0; got 0"),
+        (["scale=10"], "scale: expected less than or equal to 1; got 10"),
+        # optimizers and schedules
+        (["pretrain.optimizer=adamw"], "pretrain.optimizer: expected a mapping such as {kind: adamw}; got 'adamw'"),
+        (["pretrain.schedule=cosin"], "pretrain.schedule: expected a mapping such as {kind: cosine}; got 'cosin'"),
+        (["pretrain.optimizer.groups=[{match: nowhere, lr: 1}]"], "(match: 'nowhere') is about no parameter"),
+        (["pretrain.optimizer.groups=[{match: '', frozen: true}]"], "every parameter is frozen"),
+        # lengths
+        (["pretrain.schedule={kind: cosine, warmup: 10k}"], "expected steps (2000), a part of the run (0.02) or {tok"),
+        (["pretrain.schedule={kind: cosine, warmup: {minutes: 3}}"], "warmup: expected steps (2000), a part of"),
+        (["pretrain.schedule={kind: cosine, warmup: 1.5}"], "warmup: expected less than 1; got 1.5"),
+        (["pretrain.schedule={kind: linear, warmup: 3}"], "schedule.warmup takes 3 steps, but the budget ends the run"),
+        (["pretrain.batch_warmup={start: 1, length: {tokens: 4000000000}}"], "batch_warmup.length takes 125,000,000"),
+        (["pretrain.context_warmup={contexts: [16], length: 3}"], "context_warmup.length takes 3 steps"),
+        # files
+        (["data.sources=[docs, nowhere]"], "setting 'data.sources': There is no file or folder nowhere"),
+        (["scaling={sizes: [{dim: 16}], budgets: [1, 2, 3]}"], "scaling.sizes: expected at least 4 items; got 1"),
+    ],
+)
+def test_what_cannot_be_is_one_message_and_leaves_nothing(
+    settings: list[str], says: str, capsys: pytest.CaptureFixture[str], here: Path
+) -> None:
+    assert says in refused(capsys, "run", "r.yaml", *settings)
+    assert not (here / "runs").exists()
+
+
+def test_a_fault_that_only_the_model_knows_has_its_line(capsys: pytest.CaptureFixture[str], here: Path) -> None:
+    own = {"kind": "adamw", "groups": [{"match": "nowhere", "lr": 0.1}]}
+    write(RECIPE | {"pretrain": RECIPE["pretrain"] | {"optimizer": own}})  # type: ignore[operator]
+    line = next(n for n, text in enumerate(Path("r.yaml").read_text().splitlines(), 1) if "groups" in text)
+    assert f"r.yaml:{line}: pretrain.optimizer.groups[0]" in refused(capsys, "train", "r.yaml")
+    write(RECIPE | {"scaling": {"sizes": [{"dim": d} for d in (16, 32, 48, 64)], "budgets": [1e9, 2e9, 4e9]}})
+    assert "r.yaml:" in (said := refused(capsys, "scaling", "run", "r.yaml")) and "pretrain.budget" in said
+    assert not (here / "runs").exists()

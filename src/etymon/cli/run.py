@@ -20,19 +20,24 @@ def run(recipe: RecipeArgument, settings: Settings = None, fresh: Fresh = False,
     """
     from rich.console import Console
 
+    from etymon.recipe.inputs import decodes, trained
     from etymon.recipe.loading import load_recipe
     from etymon.recipe.plan import print_plan
     from etymon.recipe.run import open_run
-    from etymon.recipe.stages import run_stages
+    from etymon.recipe.stages import check, run_stages
 
     loaded = load_recipe(recipe, settings or ())
     if dry_run:
         print_plan(loaded, Console(highlight=False))
         return
+    check(loaded)
     with open_run(loaded, fresh=fresh) as opened:
         run_stages(opened)
         path, seconds = opened.path, opened.seconds
     print(f"\n{path}: done, {seconds / 60:.1f} minutes in all")
     print(f"  read:  {path / 'report.html'}")
-    print(f"  chat:  etymon chat {path}")
-    print(f"  serve: etymon serve {path}")
+    if decodes(loaded):
+        print(f"  chat:  etymon chat {path}")
+        print(f"  serve: etymon serve {path}")
+    else:
+        print(f"  ask:   etymon {'embed' if trained(loaded).decoder is None else 'generate'} {path} 'a text'")

@@ -61,12 +61,13 @@ def run(
     from etymon.scaling.check import run_check
     from etymon.scaling.listing import print_fits, print_plan
     from etymon.scaling.report import write_report
-    from etymon.scaling.sweep import run_sweep
+    from etymon.scaling.sweep import check_sweep, run_sweep
 
     loaded = load_recipe(recipe, settings or ())
     if dry_run:
         print_plan(loaded, Console(highlight=False))
         return
+    check_sweep(loaded)
     with open_run(loaded, fresh=fresh) as opened:
         fits = fit_laws(Points.of(run_sweep(opened)), replicates)
         run_check(opened, fits)

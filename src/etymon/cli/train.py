@@ -41,7 +41,7 @@ def train(
     from etymon.recipe.loading import load_recipe
     from etymon.recipe.plan import print_plan
     from etymon.recipe.run import open_run
-    from etymon.recipe.stages import run_stages
+    from etymon.recipe.stages import check, run_stages
 
     loaded = load_recipe(recipe, settings or (), under=stage.value if stage else "pretrain")
     if not loaded.stages:
@@ -58,6 +58,7 @@ def train(
             f"{loaded.directory / last} holds a run that was interrupted. Go on with --resume, start over with "
             "--fresh, or give another directory: run=runs/other."
         )
+    check(loaded)
     with open_run(loaded, fresh=fresh) as opened:
         run_stages(opened, until=last)
         print(f"\n{opened.path / last}: done. Go on with: etymon run {opened.path}")

@@ -84,7 +84,7 @@ def _bits_card(record: Record) -> View:
     logged = record.stages[0].column("held_out_bits_per_byte")[1] if record.stages else []
     if not scored:
         if not logged:
-            return _card(label, None, note="held-out documents have not been scored")
+            return _loss_card(record) or _card(label, None, note="held-out documents have not been scored")
         return _card(label, f"{logged[-1]:.3f}", before=f"{logged[0]:.3f}", note="as logged while training")
     after = scored.get(BASE) or record.bits[-1]
     first = scored.get("untrained")
@@ -99,6 +99,15 @@ def _bits_card(record: Record) -> View:
         said.append("before: as logged at the start of training")
     before = f"{logged[0]:.3f}" if logged else None
     return _card(label, f"{after['bits_per_byte']:.3f}", before=before, note=", ".join(said))
+
+
+def _loss_card(record: Record) -> View | None:
+    """Return the held-out loss of an objective that writes no text, where it was logged."""
+    logged = record.stages[0].column("held_out_loss")[1] if record.stages else []
+    if not logged:
+        return None
+    note = "nats per trained token, as logged while training"
+    return _card("Held-out loss of its objective", f"{logged[-1]:.3f}", before=f"{logged[0]:.3f}", note=note)
 
 
 def _accuracy_card(record: Record, split: str) -> View:

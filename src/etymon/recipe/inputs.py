@@ -13,7 +13,7 @@ from etymon.data.rows import ROW_SUFFIXES, TEXT_SUFFIXES, find_files
 from etymon.errors import CheckpointError, ConfigError, TokenizerError
 from etymon.hub import huggingface, locate, native
 from etymon.nn import build
-from etymon.objectives import kind_of_objective, objective_config, trained_spec
+from etymon.objectives import Objective, ObjectiveConfig, kind_of_objective, objective_config, trained_spec
 from etymon.recipe import records
 from etymon.recipe.schema import LoadModel, LoadTokenizer, Recipe, TrainTokenizer, default_context, vocabulary
 from etymon.spec import LM, ModelSpec
@@ -24,18 +24,20 @@ from etymon.train.optimizers import plan_groups
 def document_files(recipe: Recipe) -> list[Path]:
     """Return the files that `data` reads; the built-in corpus has none. Raises DataError for a missing one."""
     files: list[Path] = []
-    for source in recipe.data.sources if recipe.data else ():
+    for place, source in enumerate(recipe.data.sources if recipe.data else ()):
         if not isinstance(source, BuiltinSource):
-            files += find_files(source.path, source.include, TEXT_SUFFIXES + ROW_SUFFIXES)[0]
+            with recipe.at("data", "sources", place):
+                files += find_files(source.path, source.include, TEXT_SUFFIXES + ROW_SUFFIXES)[0]
     return files
 
 
 def conversation_files(recipe: Recipe) -> list[Path]:
     """Return the files that `sft` reads. Raises DataError for a missing one."""
     files: list[Path] = []
-    for source in recipe.sft.sources if recipe.sft else ():
+    for place, source in enumerate(recipe.sft.sources if recipe.sft else ()):
         if not isinstance(source, BuiltinConversations):
-            files += find_files(source.path, source.include, ROW_SUFFIXES)[0]
+            with recipe.at("sft", "sources", place):
+                files += find_files(source.path, source.include, ROW_SUFFIXES)[0]
     return files
 
 
@@ -53,7 +55,10 @@ def find_tokenizer(source: str) -> Tokenizer:
 
 def loaded_tokenizer(recipe: Recipe) -> Tokenizer | None:
     """Return the tokenizer that the recipe loads, or None where it trains one."""
-    return find_tokenizer(recipe.tokenizer.load) if isinstance(recipe.tokenizer, LoadTokenizer) else None
+    if not isinstance(recipe.tokenizer, LoadTokenizer):
+        return None
+    with recipe.at("tokenizer", "load"):
+        return find_tokenizer(recipe.tokenizer.load)
 
 
 def read_spec(source: str) -> ModelSpec:
@@ -70,33 +75,47 @@ def check_objective(recipe: Recipe, spec: ModelSpec, tokenizer: Tokenizer | None
     """Raise ConfigError where the model or its tokenizer cannot be trained as the recipe says; `tokenizer` is None
     where it is still to be trained."""
     config = None if recipe.pretrain is None else objective_config(spec, recipe.pretrain.objective)
-    spec = trained_spec(spec, config) if config is not None else spec
-    if recipe.sft is not None and (spec.encoder is not None or not isinstance(spec.head, LM)):
-        raise ConfigError(f"sft: conversations train decoders alone, and {spec.name} is none. Set `sft: null`.")
+    trained = trained_spec(spec, config) if config is not None else spec
+    if recipe.sft is not None and (trained.encoder is not None or not isinstance(trained.head, LM)):
+        with recipe.at("sft"):
+            raise ConfigError(f"sft: conversations train decoders alone, and {spec.name} is none. Set `sft: null`.")
     if recipe.pretrain is None or config is None:
         return
-    kind = kind_of_objective(spec, config)
-    records.check(recipe.pretrain, kind, config)
-    if tokenizer is not None:
-        kind.of(spec, tokenizer, config)
-        return
+    with recipe.at("pretrain", "objective"):
+        kind = _fitting(spec, trained, config)
+        records.check(recipe.pretrain, kind, config)
+        if tokenizer is not None:
+            kind.of(trained, tokenizer, config)
+            return
     assert isinstance(recipe.tokenizer, TrainTokenizer)
     least = 256 + len(DEFAULT_SPECIAL) + len(kind.control(config))
     if recipe.tokenizer.vocab_size < least:
-        raise ConfigError(
-            f"tokenizer.vocab_size is {recipe.tokenizer.vocab_size}, but 256 bytes and the control tokens of the "
-            f"objective {kind.name} take {least}. Raise it."
-        )
+        with recipe.at("tokenizer", "vocab_size"):
+            raise ConfigError(
+                f"tokenizer.vocab_size is {recipe.tokenizer.vocab_size}, but 256 bytes and the control tokens of the "
+                f"objective {kind.name} take {least}. Raise it."
+            )
+
+
+def _fitting(spec: ModelSpec, trained: ModelSpec, config: ObjectiveConfig) -> type[Objective]:
+    """Return the objective of these settings. Raises ConfigError, with the family's own, where it does not fit."""
+    try:
+        return kind_of_objective(trained, config)
+    except ConfigError as error:
+        own = objective_config(spec).kind
+        hint = "" if own == config.kind else f". {spec.family} is pretrained by {own}: leave pretrain.objective out"
+        raise ConfigError(f"{error}{hint}.") from None
 
 
 def check_groups(recipe: Recipe, spec: ModelSpec) -> None:
     """Raise ConfigError where the parameter groups of a stage's optimizer do not fit the model."""
     model = build(spec, device="meta")
     for name, section in recipe.stages.items():
-        try:
-            plan_groups(model, section.optimizer)
-        except ConfigError as error:
-            raise ConfigError(f"{name}.{error}") from None
+        with recipe.at(name, "optimizer", "groups"):
+            try:
+                plan_groups(model, section.optimizer)
+            except ConfigError as error:
+                raise ConfigError(f"{name}.{error}") from None
 
 
 def control_tokens(recipe: Recipe) -> tuple[str, ...]:
@@ -131,6 +150,7 @@ def published(recipe: Recipe) -> bool:
 def model_spec(recipe: Recipe, tokenizer: Tokenizer | None) -> ModelSpec:
     """Return the spec of the recipe's model; `tokenizer` is the loaded or trained one where there is one yet."""
     if isinstance(recipe.model, LoadModel):
-        return read_spec(recipe.model.load)
+        with recipe.at("model", "load"):
+            return read_spec(recipe.model.load)
     vocab = vocabulary(recipe) or (tokenizer.vocab_size if tokenizer else 0)
     return recipe.model.spec(vocab=vocab, context=default_context(recipe))

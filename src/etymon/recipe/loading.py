@@ -16,7 +16,7 @@ from etymon.errors import ConfigError, suggest
 from etymon.files import write_text
 from etymon.recipe.document import Path_, RecipeText, read_recipe_text, with_settings
 from etymon.recipe.scale import scaled
-from etymon.recipe.schema import NewModel, Recipe, default_context, dimension_types
+from etymon.recipe.schema import NewModel, Recipe, Written, default_context, dimension_types
 
 MOST_FAULTS = 8
 
@@ -50,7 +50,9 @@ def recipe_from(text: RecipeText) -> Recipe:
             recipe = scaled(recipe)
         except ConfigError as error:
             raise ConfigError(f"{text.place(('scale',))}: {error}.") from None
-        return resolved(recipe)
+        recipe = resolved(recipe)
+        recipe._written = Written(text)
+        return recipe
     if len(faults) == 1:
         raise ConfigError(faults[0])
     more = f"\n  … and {len(faults) - MOST_FAULTS} more" if len(faults) > MOST_FAULTS else ""
@@ -157,6 +159,8 @@ def _path(location: tuple[int | str, ...], values: Any, fault: str) -> Path_:
     here = values
     for i, part in enumerate(location):
         last = i == len(location) - 1
+        if here == part:
+            here = {"kind": part}  # a bare name that stands for its kind
         if isinstance(here, dict):
             if part in here:
                 here = here[part]
@@ -184,6 +188,15 @@ def _message(details: ErrorDetails, path: Path_, text: RecipeText) -> str:
         return f"unknown key {name!r}.{nearest(path)}"
     if kind == "missing":
         return f"{name} is missing: {_expected(path)}."
+    if kind in ("model_attributes_type", "model_type", "dict_type"):
+        return f"{name}: expected a mapping{_such_as(given, path)}; got {_shown(given)}."
+    if kind in ("too_short", "too_long"):
+        side = (
+            f"at least {details['ctx']['min_length']}"
+            if kind == "too_short"
+            else f"at most {details['ctx']['max_length']}"
+        )
+        return f"{name}: expected {side} items; got {details['ctx']['actual_length']}."
     if kind == "union_tag_invalid":
         context = details["ctx"]
         tags = context["expected_tags"]
@@ -209,10 +222,21 @@ def _shown(value: Any) -> str:
     return "nothing (null)" if value is None else repr(value)[:80]
 
 
+def _such_as(given: Any, path: Path_) -> str:
+    """Return ` such as {kind: adamw}`, with the word that was given where it is a kind."""
+    kinds = [m.model_fields["kind"].default for m in _models(_annotation(path)) if "kind" in m.model_fields]
+    if not kinds:
+        return ""
+    near = difflib.get_close_matches(given, kinds, n=1) if isinstance(given, str) else []
+    return f" such as {{kind: {(near or kinds)[0]}}}"
+
+
 def _expected(path: Path_) -> str:
     models = _models(_annotation(path))
     if not models:
-        return "it has no default"
+        outer = [m.model_fields[path[-1]] for m in _models(_annotation(path[:-1])) if path[-1] in m.model_fields]
+        said = next((field.description for field in outer if field.description), "it has no default")
+        return said[0].lower() + said[1:]
     keys = " or ".join("{" + ", ".join(list(m.model_fields)[:4]) + "}" for m in models)
     return f"expected a mapping such as {keys}"
 

@@ -47,7 +47,8 @@ def sources(recipe: Recipe) -> tuple[RecordFiles, ...]:
 
 def files(recipe: Recipe) -> list[Path]:
     """Return the files that they read. Raises DataError for a missing one."""
-    return [file for source in sources(recipe) for file in record_files(source)]
+    with recipe.at("pretrain", *(recipe.pretrain.records if recipe.pretrain is not None else ())):
+        return [file for source in sources(recipe) for file in record_files(source)]
 
 
 def check(section: PretrainSection, kind: type[Objective], config: ObjectiveConfig) -> None:

@@ -206,8 +206,8 @@ def _in_parts(setting: BaseModel, steps: int, sizes: Sizes) -> BaseModel:
             new[name] = sizes.steps(length.tokens) / steps
         elif isinstance(length, int) and length:
             new[name] = length / steps
-        if name in new:
-            new[name] = _rounded(new[name]) if new[name] < 1 else None
+        if name in new:  # a curve that is longer than the run ends with it; other lengths fill it
+            new[name] = None if name == "length" and new[name] >= 1 else _rounded(min(new[name], 0.9999))
     return setting.model_copy(update=new)
 
 

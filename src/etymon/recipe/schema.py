@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
@@ -22,15 +25,17 @@ from pydantic import (
 from etymon.config import Config
 from etymon.data import BuiltinConversations, ConversationSource, DocumentsConfig, Overlength, RecordFiles
 from etymon.engine import EngineConfig
-from etymon.errors import ConfigError
+from etymon.errors import CheckpointError, ConfigError, DataError, TokenizerError
 from etymon.evaluate import PerplexityConfig
 from etymon.families import family_named
 from etymon.objectives import AnyObjective, MultiTokenConfig, Reads
+from etymon.recipe.document import RecipeText
 from etymon.recipe.sweep import ScalingSection
 from etymon.serve import ServeConfig
 from etymon.spec import ModelSpec
 from etymon.train import AdamWConfig, Budget, MuonConfig, TrainConfig
 from etymon.train.optimizers import OptimizerConfig
+from etymon.train.schedules import Tokens, steps_of
 from etymon.train.warmup import Warmups
 
 # -- data -------------------------------------------------------------------------------------------------------------
@@ -188,6 +193,27 @@ class TrainSection(TrainConfig):
         Warmups(self.batch_size, self.context or 0, self.batch_warmup, contexts)  # raises ConfigError
         return self
 
+    @model_validator(mode="after")
+    def _warmups_end(self) -> TrainSection:
+        """Refuse warm-ups that are longer than the run, as far as its budget says how long that is."""
+        budget = self.budget
+        if budget is None or self.context is None or (budget.steps is None and budget.tokens is None):
+            return self
+        warmups, schedule = self.warmups(self.context), self.schedule
+        by_tokens = warmups.total(budget.tokens) if budget.tokens is not None else None
+        steps = min(n for n in (budget.steps, by_tokens) if n is not None)
+        lengths = {f"schedule.{name}": getattr(schedule, name, 0) for name in ("warmup", "rise")}
+        lengths["batch_warmup.length"] = self.batch_warmup.length if self.batch_warmup else 0
+        lengths["context_warmup.length"] = self.context_warmup.length if self.context_warmup else 0
+        for key, length in lengths.items():
+            takes = warmups.sizes(steps).steps(length.tokens) if isinstance(length, Tokens) else steps_of(length, steps)
+            if takes > steps:
+                raise ValueError(
+                    f"{key} takes {takes:,} steps, but the budget ends the run after {steps:,}. Make it shorter, such "
+                    "as 0.02 for 2% of the run"
+                )
+        return self
+
     def warmups(self, context: int) -> Warmups:
         """Return how batches grow, where rows have `context` tokens in the end. Raises ConfigError."""
         return Warmups(self.batch_size, context, self.batch_warmup, self.context_warmup)
@@ -279,6 +305,13 @@ class QuantizeSection(Config):
 # -- the whole --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Written:
+    """Where each setting of a recipe was written, where that is known; no part of what the recipe says."""
+
+    text: RecipeText | None = field(default=None, compare=False)
+
+
 class Recipe(Config):
     """One run, from documents to a served model.
 
@@ -307,6 +340,7 @@ class Recipe(Config):
     serve: ServeConfig = ServeConfig()
 
     _published: Recipe | None = PrivateAttr(default=None)  # what a scaled recipe was before
+    _written: Written = PrivateAttr(default=Written())
 
     @model_validator(mode="before")
     @classmethod
@@ -333,6 +367,16 @@ class Recipe(Config):
     def published(self) -> Recipe | None:
         """The recipe before it was scaled, where it was."""
         return self._published
+
+    @contextmanager
+    def at(self, *path: str | int) -> Iterator[None]:
+        """Put in front of a fault that is found inside where the recipe says what is at `path`: `file:line`."""
+        try:
+            yield
+        except (ConfigError, DataError, TokenizerError, CheckpointError) as error:
+            if self._written.text is None:
+                raise
+            raise type(error)(f"{self._written.text.place(path)}: {error}") from error
 
     @property
     def directory(self) -> Path:

@@ -101,10 +101,11 @@ def run_stages(run: Run, *, until: str | None = None) -> None:
 def refuse_sweep(recipe: Recipe) -> None:
     """Raise ConfigError for a recipe of many runs where one is meant."""
     if recipe.scaling is not None:
-        raise ConfigError(
-            f"{recipe.name} is a sweep of {len(recipe.scaling.sizes)} sizes, not one run. Run it with `etymon scaling "
-            "run`, or set scaling=null and pretrain.budget."
-        )
+        with recipe.at("scaling"):
+            raise ConfigError(
+                f"{recipe.name} is a sweep of {len(recipe.scaling.sizes)} sizes, not one run. Run it with `etymon "
+                "scaling run`, or set scaling=null and pretrain.budget."
+            )
 
 
 def prepare(run: Run) -> None:
@@ -116,6 +117,12 @@ def prepare(run: Run) -> None:
         write_json(path, environment({"fp32": matmul_peak(device, "fp32")}).to_dict())
 
 
+def check(recipe: Recipe) -> None:
+    """Raise what can be known to be wrong with a run of the recipe, before anything is computed or written."""
+    refuse_sweep(recipe)
+    check_inputs(recipe, device_of(recipe))
+
+
 def check_inputs(recipe: Recipe, device: str) -> None:
     """Raise an EtymonError for missing files, a model that the tokenizer or the context does not fit, or memory."""
     inputs.document_files(recipe)
@@ -123,20 +130,22 @@ def check_inputs(recipe: Recipe, device: str) -> None:
     inputs.conversation_files(recipe)
     tokenizer = inputs.loaded_tokenizer(recipe)
     spec = inputs.model_spec(recipe, tokenizer)
-    for problem in context_problems(recipe, spec):
-        raise ConfigError(f"{problem}.")
-    if tokenizer is not None and tokenizer.vocab_size > spec.vocab:
-        raise ConfigError(
-            f"The tokenizer has {tokenizer.vocab_size} tokens, but the model only {spec.vocab}: they do not belong "
-            "together. Set model.vocab, or load another tokenizer."
-        )
+    with recipe.at("model"):
+        for problem in context_problems(recipe, spec):
+            raise ConfigError(f"{problem}.")
+        if tokenizer is not None and tokenizer.vocab_size > spec.vocab:
+            raise ConfigError(
+                f"The tokenizer has {tokenizer.vocab_size} tokens, but the model only {spec.vocab}: they do not belong "
+                "together. Set model.vocab, or load another tokenizer."
+            )
     inputs.check_objective(recipe, spec, tokenizer)
     inputs.check_groups(recipe, spec)
     for name, section in recipe.stages.items():
-        try:
-            section.warmups(section.context or spec.context)
-        except ConfigError as error:
-            raise ConfigError(f"{name}: {error}.") from None
+        with recipe.at(name):
+            try:
+                section.warmups(section.context or spec.context)
+            except ConfigError as error:
+                raise ConfigError(f"{name}: {error}.") from None
     if recipe.sft is not None and tokenizer is not None:
         Renderer(tokenizer)  # raises RenderError where there is no chat template
     memory.check_memory(recipe, spec, device)

@@ -6,19 +6,17 @@ from rich.console import Console
 from rich.table import Table
 
 from etymon.recipe.schema import Recipe
-from etymon.recipe.stages import check_inputs, device_of
 from etymon.scaling.estimate import Fits
-from etymon.scaling.plan import plan, run_recipe, section_of
+from etymon.scaling.plan import section_of
 from etymon.scaling.points import flops_name
 from etymon.scaling.report import apart, rows_of_laws, rows_of_predictions
+from etymon.scaling.sweep import check_sweep
 
 
 def print_plan(recipe: Recipe, console: Console) -> None:
     """Check the recipe as a sweep would, and print its runs. Raises what the checks raise."""
     section = section_of(recipe)
-    runs = plan(recipe, None, None)
-    for planned in runs:
-        check_inputs(run_recipe(recipe, planned), device_of(recipe))
+    runs = check_sweep(recipe)
     table = Table(
         "parameters",
         *(f"{flops_name(budget)} FLOPs" for budget in section.budgets),
@@ -57,6 +55,8 @@ def print_predictions(fits: Fits, budgets: list[float], console: Console) -> Non
     for row in rows_of_predictions(fits, budgets):
         table.add_row(*(cell.replace(" to ", "–") for cell in row))
     console.print(table)
+    for problem in fits.problems.values():
+        console.print(f"no law from {problem}")
     top = float(fits.points.budgets.max())
     far = max(budgets) / top
     if far > 10:

@@ -102,8 +102,11 @@ def plan(recipe: Recipe, tokenizer: Tokenizer | None, corpus: int | None) -> lis
 
     Raises ConfigError for a budget that leaves fewer than three sizes, and for a size that is left without any.
     """
-    section = section_of(recipe)
-    sizes = sizes_of(recipe, tokenizer)
+    with recipe.at("scaling"):
+        return _plan(recipe, section_of(recipe), sizes_of(recipe, tokenizer), corpus)
+
+
+def _plan(recipe: Recipe, section: ScalingSection, sizes: list[Size], corpus: int | None) -> list[Planned]:
     found = []
     for budget in section.budgets:
         own = [p for size in sizes if _suits(p := planned_run(recipe, size, budget), section, corpus)]

@@ -19,6 +19,7 @@ from etymon.objectives import Objective, choose_objective
 from etymon.recipe import hooks
 from etymon.recipe.progress import heading, say
 from etymon.recipe.run import Run
+from etymon.recipe.schema import Recipe
 from etymon.recipe.stages import check_inputs, device_of, run_stages, shards_path
 from etymon.scaling.plan import Planned, plan, pretraining, run_recipe, section_of
 from etymon.scaling.points import Point, write_points
@@ -37,9 +38,7 @@ def run_sweep(run: Run) -> list[Point]:
 
     Raises what the stages and `fit` raise; TrainingError names the run of a loss that is not finite.
     """
-    section_of(run.recipe)
-    for planned in plan(run.recipe, None, None):  # everything that can be seen before anything is computed
-        check_inputs(run_recipe(run.recipe, planned), device_of(run.recipe))
+    check_sweep(run.recipe)
     run_stages(run, until="tokenizer")
     runs = plan(run.recipe, Tokenizer.load(run.path / "tokenizer"), corpus_tokens(run))
     total, done = sum(p.flops for p in runs), 0.0
@@ -53,6 +52,15 @@ def run_sweep(run: Run) -> list[Point]:
         done += planned.flops
         gc.collect()
     return points
+
+
+def check_sweep(recipe: Recipe) -> list[Planned]:
+    """Raise what can be known to be wrong with a sweep before anything is computed or written; return its runs, as far
+    as they are known by then."""
+    runs = plan(recipe, None, None)
+    for planned in runs:
+        check_inputs(run_recipe(recipe, planned), device_of(recipe))
+    return runs
 
 
 def corpus_tokens(run: Run) -> int:

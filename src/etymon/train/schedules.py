@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from etymon.config import Config
 
@@ -17,7 +17,22 @@ class Tokens(Config):
     tokens: int = Field(ge=1)
 
 
-Length = Annotated[int, Field(ge=0)] | Annotated[float, Field(ge=0.0, lt=1.0)] | Tokens
+def _unit(value: Any) -> str | None:
+    if isinstance(value, Tokens) or (isinstance(value, dict) and value.keys() == {"tokens"}):
+        return "in tokens"
+    return {int: "in steps", float: "in parts"}.get(type(value))
+
+
+Length = Annotated[
+    Annotated[int, Field(ge=0), Tag("in steps")]
+    | Annotated[float, Field(ge=0.0, lt=1.0), Tag("in parts")]
+    | Annotated[Tokens, Tag("in tokens")],
+    Discriminator(
+        _unit,
+        custom_error_type="length",
+        custom_error_message="expected steps (2000), a part of the run (0.02) or {tokens: 375000000}",
+    ),
+]
 """A number of steps (int), a part of the run (a float below 1: 0.02 is 2% of the steps), or a number of tokens."""
 
 
