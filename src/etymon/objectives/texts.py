@@ -21,7 +21,9 @@ def _different(labels: tuple[str, ...]) -> tuple[str, ...]:
     return labels
 
 
-Labels = Annotated[tuple[str, ...], Field(min_length=2, description="The classes, as the rows call them"), AfterValidator(_different)]
+Labels = Annotated[
+    tuple[str, ...], Field(min_length=2, description="The classes, as the rows call them"), AfterValidator(_different)
+]
 """Classes as rows call them, in the order of the logits."""
 
 
