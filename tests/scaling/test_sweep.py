@@ -183,7 +183,7 @@ def test_a_sweep_is_not_one_run(tmp_path: Path):
         with pytest.raises(ConfigError, match="is a sweep of 4 sizes, not one run"):
             CliRunner().invoke(app, [command[0], str(recipe(tmp_path)), *command[1:]], catch_exceptions=False)
     assert not (tmp_path / "sweep" / "data").exists()
-    path = recipe(tmp_path, scaling=None, pretrain__budget={"steps": 1})
+    path = recipe(tmp_path, scaling=None, pretrain__budget={"steps": 4})
     with pytest.raises(ConfigError, match="has no section `scaling`"):
         CliRunner().invoke(app, ["scaling", "run", str(path)], catch_exceptions=False)
 
