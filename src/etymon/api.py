@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from etymon.errors import CheckpointError
+from etymon.errors import CheckpointError, ConfigError
 from etymon.files import atomic_directory
 from etymon.hub import average_models, load_model, locate, read_gguf_metadata, save_gguf, save_model
 from etymon.nn import Model, build
@@ -75,7 +75,8 @@ def save(
     """Write a checkpoint directory: whole or not at all. "hf" is what transformers and its ecosystem load.
 
     "gguf" is one file, for llama.cpp and its ecosystem, with `quantization` f32, f16, q8_0 or q4_0 of the matrices.
-    Raises ConfigError when the format cannot hold the model (a quantised one as "hf").
+    Raises ConfigError when the format cannot hold the model (a quantised one as "hf"), and for a directory that holds
+    other files than a model's, which would be lost.
     """
     if format == "gguf":
         from etymon.text.gguf import write_tokenizer
@@ -88,7 +89,17 @@ def save(
         stops = sorted(tokenizer.stop_ids)
         eos: Any = stops if len(stops) > 1 else tokenizer.eos_id
         token_ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": eos, "pad_token_id": tokenizer.pad_id}
+    _refuse_other_files(Path(path))
     with atomic_directory(path) as directory:
         save_model(model, directory, format, token_ids, max_shard_bytes)
         if tokenizer is not None:
             tokenizer.save(directory)
+
+
+def _refuse_other_files(path: Path) -> None:
+    found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    if found and not {"spec.json", "config.json"} & set(found):
+        raise ConfigError(
+            f"{path} holds other files ({', '.join(found[:3])}) and no model, and they would be lost. Choose another "
+            "directory."
+        )

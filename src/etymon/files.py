@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -43,8 +44,11 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary directory that replaces `path` on success, with everything that was in it before."""
+    """Yield a temporary directory that replaces `path` on success, with everything that was in it before. Raises
+    NotADirectoryError where `path` is a file."""
     path = Path(path)
+    if path.is_file():
+        raise NotADirectoryError(errno.ENOTDIR, "is a file, and a directory is to be written there", str(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     umask = os.umask(0)

@@ -222,6 +222,7 @@ CLASSES = "pretrain.objective={kind: classification, labels: [a, b]}"
         (["pretrain.batch_warmup={start: 1, length: {tokens: 4000000000}}"], "batch_warmup.length takes 125,000,000"),
         (["pretrain.context_warmup={contexts: [16], length: 3}"], "context_warmup.length takes 3 steps"),
         # files
+        (["model={family: t5, dim: 32}"], "model: t5 takes layers, heads, hidden as well: give a number for each, or"),
         (["data.sources=[docs, nowhere]"], "setting 'data.sources': There is no file or folder nowhere"),
         (["scaling={sizes: [{dim: 16}], budgets: [1, 2, 3]}"], "scaling.sizes: expected at least 4 items; got 1"),
     ],
@@ -240,4 +241,20 @@ def test_a_fault_that_only_the_model_knows_has_its_line(capsys: pytest.CaptureFi
     assert f"r.yaml:{line}: pretrain.optimizer.groups[0]" in refused(capsys, "train", "r.yaml")
     write(RECIPE | {"scaling": {"sizes": [{"dim": d} for d in (16, 32, 48, 64)], "budgets": [1e9, 2e9, 4e9]}})
     assert "r.yaml:" in (said := refused(capsys, "scaling", "run", "r.yaml")) and "pretrain.budget" in said
+    assert not (here / "runs").exists()
+
+
+def test_what_is_there_is_not_overwritten(capsys: pytest.CaptureFixture[str], checkpoint: Path, here: Path) -> None:
+    before = Path("r.yaml").read_text()
+    assert "r.yaml: is a file" in refused(capsys, "average", str(checkpoint), "--out", "r.yaml")
+    said = refused(capsys, "average", str(checkpoint), "--out", "docs")
+    assert "docs holds other files (0.csv, 0.txt, 1.txt) and no model" in said
+    assert Path("r.yaml").read_text() == before and (here / "docs" / "0.txt").exists()
+
+
+def test_labels_that_are_no_numbers(capsys: pytest.CaptureFixture[str], here: Path) -> None:
+    Path("p.jsonl").write_text('{"sentence1": "a b", "sentence2": "c d", "score": NaN}\n' * 4)
+    objective = "pretrain.objective={kind: contrastive, loss: {kind: cosent}}"
+    said = refused(capsys, "run", "r.yaml", BERT, "tokenizer.vocab_size=400", objective, "pretrain.pairs=[p.jsonl]")
+    assert "p.jsonl:1 has no number as its label" in said
     assert not (here / "runs").exists()

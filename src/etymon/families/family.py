@@ -91,9 +91,10 @@ class Family:
     def spec(self, size: str | None = None, **dimensions: Any) -> ModelSpec:
         """Return the spec of a published size, of free dimensions, or of a size with some of them changed.
 
-        Raises ConfigError for an unknown size or dimension, naming the nearest known one.
+        Raises ConfigError for an unknown size or dimension, naming the nearest known one, and for a missing one.
         """
-        known = inspect.signature(self.build).parameters.keys() - {"name"}
+        parameters = inspect.signature(self.build).parameters
+        known = parameters.keys() - {"name"}
         for key in dimensions.keys() - known:
             listing = ", ".join(sorted(known))
             raise ConfigError(f"{self.name} has no dimension {key!r}; known: {listing}.{suggest(key, known)}")
@@ -101,6 +102,8 @@ class Family:
             listing = ", ".join(self.sizes)
             raise ConfigError(f"{self.name} has no size {size!r}; known: {listing}.{suggest(size, self.sizes)}")
         merged = (self.sizes[size] if size else {}) | dimensions
+        if missing := [n for n, p in parameters.items() if p.default is p.empty and n not in (*merged, "name")]:
+            raise ConfigError(f"{self.name} takes {', '.join(missing)} as well: give a number for each, or a size")
         try:
             return self.build(name=size or f"{self.name}-custom", **merged)
         except TypeError as error:

@@ -4,6 +4,7 @@ of pairs is told from their vectors."""
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -227,9 +228,10 @@ def cosent_loss(cosines: Tensor, labels: Tensor, scale: float) -> Tensor:
 
 def _number(label: object) -> float | None:
     try:
-        return float(label)  # type: ignore[arg-type]
+        number = float(label)  # type: ignore[arg-type]
     except (TypeError, ValueError):
         return None
+    return number if math.isfinite(number) else None
 
 
 def _drops(model: Model) -> bool:
