@@ -221,6 +221,13 @@ CLASSES = "pretrain.objective={kind: classification, labels: [a, b]}"
         (["pretrain.schedule={kind: linear, warmup: 3}"], "schedule.warmup takes 3 steps, but the budget ends the run"),
         (["pretrain.batch_warmup={start: 1, length: {tokens: 4000000000}}"], "batch_warmup.length takes 125,000,000"),
         (["pretrain.context_warmup={contexts: [16], length: 3}"], "context_warmup.length takes 3 steps"),
+        (
+            ["pretrain.log_every=often"],
+            "pretrain.log_every: expected steps (100) or a part of the run (0.1); got 'often'",
+        ),
+        (["pretrain.checkpoint_every=1.5"], "pretrain.checkpoint_every: expected less than 1; got 1.5"),
+        (["pretrain.context_warmup={contexts: 16}"], "pretrain.context_warmup.contexts: expected a list; got 16"),
+        (["tokenizer=4096"], "tokenizer: expected a mapping such as {vocab_size, sample_bytes} or {load}; got 4096"),
         # files
         (["model={family: t5, dim: 32}"], "model: t5 takes layers, heads, hidden as well: give a number for each, or"),
         (["data.sources=[docs, nowhere]"], "setting 'data.sources': There is no file or folder nowhere"),

@@ -189,7 +189,9 @@ def _message(details: ErrorDetails, path: Path_, text: RecipeText) -> str:
     if kind == "missing":
         return f"{name} is missing: {_expected(path)}."
     if kind in ("model_attributes_type", "model_type", "dict_type"):
-        return f"{name}: expected a mapping{_such_as(given, path)}; got {_shown(given)}."
+        return f"{name}: {_such_as(given, path)}; got {_shown(given)}."
+    if kind in ("tuple_type", "list_type"):
+        return f"{name}: expected a list; got {_shown(given)}."
     if kind in ("too_short", "too_long"):
         side = (
             f"at least {details['ctx']['min_length']}"
@@ -223,12 +225,10 @@ def _shown(value: Any) -> str:
 
 
 def _such_as(given: Any, path: Path_) -> str:
-    """Return ` such as {kind: adamw}`, with the word that was given where it is a kind."""
+    """Return `expected a mapping such as {kind: adamw}`, with the kind that is nearest to the word that was given."""
     kinds = [m.model_fields["kind"].default for m in _models(_annotation(path)) if "kind" in m.model_fields]
-    if not kinds:
-        return ""
     near = difflib.get_close_matches(given, kinds, n=1) if isinstance(given, str) else []
-    return f" such as {{kind: {(near or kinds)[0]}}}"
+    return f"expected a mapping such as {{kind: {(near or kinds)[0]}}}" if kinds else _expected(path)
 
 
 def _expected(path: Path_) -> str:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from etymon.config import Config
 from etymon.nn import Dropout
 from etymon.train.average import Average
 from etymon.train.optimizers import MuonConfig, OptimizerConfig
-from etymon.train.schedules import Schedule, WarmupStableDecay
+from etymon.train.schedules import Schedule, WarmupStableDecay, unit_of
 from etymon.train.warmup import BatchWarmup, ContextWarmup
 
-Interval = Annotated[int, Field(ge=1)] | Annotated[float, Field(gt=0.0, lt=1.0)]
+Interval = Annotated[
+    Annotated[int, Field(ge=1), Tag("in steps")] | Annotated[float, Field(gt=0.0, lt=1.0), Tag("in parts")],
+    Discriminator(
+        unit_of, custom_error_type="interval", custom_error_message="expected steps (100) or a part of the run (0.1)"
+    ),
+]
 """Every so many steps (int), or a part of the run (a float below 1: 0.1 is ten times in a run)."""
 
 

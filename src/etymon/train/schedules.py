@@ -17,7 +17,8 @@ class Tokens(Config):
     tokens: int = Field(ge=1)
 
 
-def _unit(value: Any) -> str | None:
+def unit_of(value: Any) -> str | None:
+    """Return in which of its units a length is given, by its type; None for none of them."""
     if isinstance(value, Tokens) or (isinstance(value, dict) and value.keys() == {"tokens"}):
         return "in tokens"
     return {int: "in steps", float: "in parts"}.get(type(value))
@@ -28,7 +29,7 @@ Length = Annotated[
     | Annotated[float, Field(ge=0.0, lt=1.0), Tag("in parts")]
     | Annotated[Tokens, Tag("in tokens")],
     Discriminator(
-        _unit,
+        unit_of,
         custom_error_type="length",
         custom_error_message="expected steps (2000), a part of the run (0.02) or {tokens: 375000000}",
     ),
