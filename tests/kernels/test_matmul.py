@@ -20,6 +20,9 @@ def test_equals_the_exact_product(m: int, n: int, k: int, turned: str) -> None:
     assert (kernels.matmul(a, b) - exact).abs().max() < bound
     assert (kernels.matmul(a, b, bias) - (exact + bias)).abs().max() < bound
     assert (kernels.matmul(a, b, out=before.clone(), add=True) - (exact + before)).abs().max() < bound
+    totals = torch.full((m,), float("nan"))
+    assert (kernels.matmul(a, b, totals=totals) - exact).abs().max() < bound
+    assert (totals - a.double().sum(1)).abs().max() < 1e-6 * k
     wide = torch.zeros(m, n + 9)
     kernels.matmul(a, b, out=wide[:, :n])
     assert (wide[:, :n] - exact).abs().max() < bound and not wide[:, n:].any()

@@ -8,20 +8,29 @@ static double row_entropy(float *z, int64_t target, int64_t vocab, int gradient)
   for (int64_t i = 0; i < whole; i += LANES) most = larger(most, load(z + i));
   float top = greatest(most);
   for (int64_t i = whole; i < vocab; i++) top = z[i] > top ? z[i] : top;
+  const float given = z[target];
   double total = 0;
   for (int64_t from = 0; from < whole; from += 256 * LANES) {
     const int64_t stop = smallest(whole, from + 256 * LANES);
     vector part = {};
-    for (int64_t i = from; i < stop; i += LANES) part += exponential(load(z + i) - top);
+    for (int64_t i = from; i < stop; i += LANES) {
+      const vector x = exponential(load(z + i) - top);
+      part += x;
+      if (gradient) store(z + i, x);
+    }
     total += sum(part);
   }
-  for (int64_t i = whole; i < vocab; i++) total += exponential(all(z[i] - top))[0];
+  for (int64_t i = whole; i < vocab; i++) {
+    const float x = exponential(all(z[i] - top))[0];
+    total += x;
+    if (gradient) z[i] = x;
+  }
   const double log_total = top + log(total);
-  const double loss = log_total - z[target];
+  const double loss = log_total - given;
   if (gradient) {
     const float share = (float)(1.0 / total);
-    for (int64_t i = 0; i < whole; i += LANES) store(z + i, exponential(load(z + i) - top) * share);
-    for (int64_t i = whole; i < vocab; i++) z[i] = exponential(all(z[i] - top))[0] * share;
+    for (int64_t i = 0; i < whole; i += LANES) store(z + i, load(z + i) * share);
+    for (int64_t i = whole; i < vocab; i++) z[i] *= share;
     z[target] -= 1;
   }
   return loss;

@@ -127,10 +127,23 @@ static __attribute__((noinline)) void multiply_whole(float *to, int64_t stride, 
 
 INLINE int64_t smallest(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* to [m, n] = a [m, k] b [k, n] (+ bias [n]), or that much more where it `adds`; `space` has
- * `matmul_space(threads)` floats. */
+/* The sums over the depth of a panel of TILE_ROWS lines of A become, or are added to, those of `lines` rows. */
+static void sum_lines(float *totals, const float *panel, int64_t lines, int64_t depth, int adds) {
+  enum { CHAINS = 8 };
+  float parts[CHAINS * TILE_ROWS] = {0};
+  int64_t k = 0;
+  for (; k + CHAINS <= depth; k += CHAINS, panel += CHAINS * TILE_ROWS)
+    for (int i = 0; i < CHAINS * TILE_ROWS; i++) parts[i] += panel[i];
+  for (int i = 0; i < (depth - k) * TILE_ROWS; i++) parts[i] += panel[i];
+  for (int width = CHAINS / 2 * TILE_ROWS; width >= TILE_ROWS; width /= 2)
+    for (int i = 0; i < width; i++) parts[i] += parts[i + width];
+  for (int64_t i = 0; i < lines; i++) totals[i] = (adds ? totals[i] : 0) + parts[i];
+}
+
+/* to [m, n] = a [m, k] b [k, n] (+ bias [n]), or that much more where it `adds`; where `totals` [m] is not NULL, the sums
+ * over k of a, which is at hand. `space` has `matmul_space(threads)` floats. */
 void matmul(float *to, int64_t stride, matrix a, matrix b, const float *bias, int64_t m, int64_t n, int64_t k, int adds,
-            float *space, int32_t threads) {
+            float *totals, float *space, int32_t threads) {
   float *const right = space;
   const int64_t tiles = (m + TILE_ROWS - 1) / TILE_ROWS;
 #pragma omp parallel num_threads(threads)
@@ -159,6 +172,8 @@ void matmul(float *to, int64_t stride, matrix a, matrix b, const float *bias, in
             for (int64_t i = row; i < stop; i += TILE_ROWS)
               pack(left + (i - row) * depth + part * TILE_ROWS, a.from + i * a.down + (deep + part) * a.across, a.down,
                    a.across, smallest(TILE_ROWS, stop - i), smallest(few, depth - part), TILE_ROWS);
+          for (int64_t i = row; totals && column == 0 && i < stop; i += TILE_ROWS)
+            sum_lines(totals + i, left + (i - row) * depth, smallest(TILE_ROWS, stop - i), depth, deep > 0);
           for (int64_t panel = 0; panel < panels; panel++) {
             const int64_t at = column + panel * TILE_COLUMNS;
             const float *const in = right + panel * TILE_COLUMNS * depth;

@@ -30,7 +30,7 @@ class _Matrix(ctypes.Structure):
 def _functions() -> ctypes.CDLL | None:
     found = library()
     if found is not None:
-        found.matmul.argtypes = (pointer, i64, _Matrix, _Matrix, pointer, i64, i64, i64, i32, pointer, i32)
+        found.matmul.argtypes = (pointer, i64, _Matrix, _Matrix, pointer, i64, i64, i64, i32, pointer, pointer, i32)
         found.matmul.restype = None
         found.matmul_space.argtypes, found.matmul_space.restype = (i32,), i64
         found.entropy.argtypes = (pointer, i64, pointer, i64, i64, i32, pointer, i32)
@@ -50,20 +50,31 @@ def multiplies_large() -> bool:
     return _functions() is not None and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def matmul(a: Tensor, b: Tensor, bias: Tensor | None = None, *, out: Tensor | None = None, add: bool = False) -> Tensor:
+def matmul(
+    a: Tensor,
+    b: Tensor,
+    bias: Tensor | None = None,
+    *,
+    out: Tensor | None = None,
+    add: bool = False,
+    totals: Tensor | None = None,
+) -> Tensor:
     """a [m, k] @ b [k, n] (+ bias [n]), fp32 on the CPU, without gradients; what is in `out` [m, n] is overwritten, or
-    with `add` added to. Transposed views cost nothing. An element is summed in an order that k alone decides."""
+    with `add` added to; in `totals` [m] are then the sums of `a` over k. Transposed views cost nothing. An element is
+    summed in an order that k alone decides."""
     library = _functions()
     assert library is not None
     a, b = (each if 1 in each.stride() else each.contiguous() for each in (a, b))
     result = torch.empty(a.shape[0], b.shape[1]) if out is None else out
+    assert totals is None or (totals.is_contiguous() and totals.shape == a.shape[:1] and b.shape[1])
     assert result.stride(1) == 1 and result.shape == (a.shape[0], b.shape[1]) and a.shape[1] == b.shape[0]
     threads = torch.get_num_threads()
     given = None if bias is None else bias.contiguous()
     library.matmul(
         *(result.data_ptr(), result.stride(0), _Matrix.of(a), _Matrix.of(b)),
         *(None if given is None else given.data_ptr(), a.shape[0], b.shape[1], a.shape[1]),
-        *(int(add), workspace(library.matmul_space(threads)), threads),
+        *(int(add), None if totals is None else totals.data_ptr()),
+        *(workspace(library.matmul_space(threads)), threads),
     )
     return result
 

@@ -160,6 +160,10 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         dy_rows, x_rows = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
         dx = _product(dy, weight.T) if ctx.needs_input_grad[0] else None
+        compiling = torch.compiler.is_compiling()
+        if all(ctx.needs_input_grad[1:]) and not compiling and _large(dy_rows.T, x_rows):
+            db: Tensor | None = dy.new_empty(dy.shape[-1])
+            return dx, kernels.matmul(dy_rows.T, x_rows, totals=db), db
         dw = _outer(dy_rows, x_rows) if ctx.needs_input_grad[1] else None
         db = dy_rows.sum(0) if ctx.needs_input_grad[2] else None
         return dx, dw, db

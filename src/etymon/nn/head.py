@@ -16,8 +16,9 @@ from etymon.nn.pooling import pool
 
 IGNORE = -100  # the target of a position at which nothing is trained
 CHUNK_ELEMENTS = 1 << 22  # logits held at once: 16 MB in fp32 stays near the caches and is still a large matmul
-# but of a large vocabulary more, up to 64 MB: each chunk reads the whole weight and adds to all of its gradient
-CHUNK_ROWS, CHUNK_LIMIT = 1024, 64 << 18
+# but of a large vocabulary more, up to 128 MB and the weight's own size: each chunk reads all of the weight and adds to
+# all of its gradient
+CHUNK_ROWS, CHUNK_LIMIT = 1024, 128 << 18
 
 
 class LMHead(nn.Module):
@@ -247,6 +248,12 @@ def _entropy(logits: Tensor, targets: Tensor, *, gradient: bool) -> Tensor:
     return loss
 
 
+def _chunk_rows(count: int, vocab: int, dim: int) -> int:
+    """Return of how many rows logits are held at once, so that the last chunk of `count` is no smaller than others."""
+    most = max(128, CHUNK_ELEMENTS // vocab, min(CHUNK_ROWS, dim, CHUNK_LIMIT // vocab))
+    return max(1, -(-count // max(1, -(-count // most))))
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -260,10 +267,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needs = ctx.needs_input_grad  # type: ignore[attr-defined]
         loss = torch.zeros((), dtype=torch.float32, device=hidden.device)
         d_hidden = torch.empty_like(hidden) if needs[0] else None
-        d_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if needs[1] else None
+        fresh = torch.empty if len(hidden) else torch.zeros  # the first chunk overwrites what is there
+        d_weight = fresh(weight.shape, dtype=torch.float32, device=weight.device) if needs[1] else None
         d_bias = torch.zeros(bias.shape, dtype=torch.float32, device=bias.device) if bias is not None else None
-        vocab = weight.shape[0]
-        rows = max(128, CHUNK_ELEMENTS // vocab, min(CHUNK_ROWS, CHUNK_LIMIT // vocab))
+        rows = _chunk_rows(hidden.shape[0], *weight.shape)
         with torch.autocast(hidden.device.type, enabled=False):
             for start in range(0, hidden.shape[0], rows):
                 h = hidden[start : start + rows]
@@ -286,9 +293,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                     d_hidden[start : start + rows] = gemm.matmul(d_logits, weight)
                 if d_weight is not None:
                     if d_weight.dtype == h.dtype:
-                        gemm.matmul(d_logits.T, h, out=d_weight, add=True)
-                    else:
+                        gemm.matmul(d_logits.T, h, out=d_weight, add=start > 0)
+                    elif start:
                         d_weight += gemm.matmul(d_logits.T, h)
+                    else:
+                        d_weight.copy_(gemm.matmul(d_logits.T, h))
                 del logits, d_logits  # before the next ones are there
         ctx.grads = (d_hidden, d_weight, d_bias)  # type: ignore[attr-defined]
         ctx.weight_dtype = weight.dtype  # type: ignore[attr-defined]
