@@ -245,7 +245,8 @@ def test_a_fault_that_only_the_model_knows_has_its_line(capsys: pytest.CaptureFi
     own = {"kind": "adamw", "groups": [{"match": "nowhere", "lr": 0.1}]}
     write(RECIPE | {"pretrain": RECIPE["pretrain"] | {"optimizer": own}})  # type: ignore[operator]
     line = next(n for n, text in enumerate(Path("r.yaml").read_text().splitlines(), 1) if "groups" in text)
-    assert f"r.yaml:{line}: pretrain.optimizer.groups[0]" in refused(capsys, "train", "r.yaml")
+    for command in ("run", "train", "evaluate"):
+        assert f"r.yaml:{line}: pretrain.optimizer.groups[0]" in refused(capsys, command, "r.yaml")
     write(RECIPE | {"scaling": {"sizes": [{"dim": d} for d in (16, 32, 48, 64)], "budgets": [1e9, 2e9, 4e9]}})
     assert "r.yaml:" in (said := refused(capsys, "scaling", "run", "r.yaml")) and "pretrain.budget" in said
     assert not (here / "runs").exists()

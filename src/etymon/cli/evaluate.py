@@ -51,9 +51,11 @@ def evaluate(
 def _evaluate_run(target: str, settings: list[str]) -> None:
     from etymon.recipe.loading import load_recipe
     from etymon.recipe.run import open_run
-    from etymon.recipe.stages import run_stages
+    from etymon.recipe.stages import check, run_stages
 
-    with open_run(load_recipe(target, settings)) as run:
+    loaded = load_recipe(target, settings)
+    check(loaded)
+    with open_run(loaded) as run:
         run_stages(run, until="evaluate")
         if "report" in run.done:
             run_stages(run)
