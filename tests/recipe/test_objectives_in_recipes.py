@@ -54,7 +54,8 @@ def test_a_whole_run(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     rows = read_metrics(tmp_path / "run" / "pretrain" / "metrics.jsonl")
     assert all("held_out_bits_per_byte" not in row for row in rows)
     assert "held_out_loss" in rows[-1]
-    assert (tmp_path / "run" / "report.md").exists() and not (tmp_path / "run" / "evaluate" / "service.json").exists()
+    assert "| Held-out loss of its objective |" in (tmp_path / "run" / "report.md").read_text()
+    assert not (tmp_path / "run" / "evaluate" / "service.json").exists()
     said = capsys.readouterr()
     expected = {"bert": "of mlm on held-out", "electra": "takes its generator", "t5": "of span_corruption on held-out"}
     assert expected.get(family, "of denoising on held-out") in said.out + said.err
