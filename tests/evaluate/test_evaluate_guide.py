@@ -13,7 +13,7 @@ def test_the_guide_runs_as_it_stands(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     exec(compile("\n".join(blocks), str(GUIDE), "exec"), {"__name__": "guide"})
     assert "'correct': 0, 'count': 1" in capsys.readouterr().out
     page = (tmp_path / "run/report.html").read_text(encoding="utf-8")

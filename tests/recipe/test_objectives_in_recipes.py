@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,18 @@ def test_a_whole_run(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "| Held-out loss of its objective |" in (tmp_path / "run" / "report.md").read_text()
     assert not (tmp_path / "run" / "evaluate" / "service.json").exists()
     said = capsys.readouterr()
-    expected = {"bert": "of mlm on held-out", "electra": "takes its generator", "t5": "of span_corruption on held-out"}
-    assert expected.get(family, "of denoising on held-out") in said.out + said.err
+    expected = {"bert": "mlm: loss ", "electra": "rtd: loss ", "t5": "span_corruption: loss "}
+    assert f"pretrained: {expected.get(family, 'denoising: loss ')}" in said.out + said.err
+    first, small = json.loads((tmp_path / "run" / "evaluate" / "held_out.json").read_text())["models"]
+    assert (first["model"], small["model"]) == ("pretrained", "int8")
+    losses = [entry["measures"][0]["value"] for entry in (first, small)]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02) and losses[0] == pytest.approx(
+        rows[-1]["held_out_loss"], rel=0.2 if family == "electra" else 0.05
+    )
+    names = [each["name"] for each in first["measures"]]
+    assert names[1:] == (["tokens judged rightly", "replaced tokens found"] if family == "electra" else [])
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "### Held out, by the objective" in report and f"{losses[0]:.4f} nats per token" in report
 
 
 @pytest.mark.parametrize(

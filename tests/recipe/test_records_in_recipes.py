@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console
@@ -68,7 +69,7 @@ def test_a_translator_from_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixtur
     rows = read_metrics(tmp_path / "run" / "pretrain" / "metrics.jsonl")
     assert rows[-1]["held_out_loss"] < 0.5 * rows[0]["held_out_loss"]
     said = capsys.readouterr()
-    assert "36 records of texts" in said.out + said.err and "nats of seq2seq on held-out records" in said.out + said.err
+    assert "36 records of texts" in said.out + said.err and "pretrained: seq2seq: loss " in said.out + said.err
     counts = json.loads((tmp_path / "run" / "data" / "records.json").read_text())
     assert counts["records"] == 36 and not (tmp_path / "run" / "data" / "manifest.json").exists()
 
@@ -83,7 +84,16 @@ def test_a_classifier_from_a_recipe(family: str, tmp_path: Path, capsys: pytest.
     logits = Engine(model, tokenizer, EngineConfig(slots=4)).classify(["rain number 5", "bread number 40"])
     assert [int(row.argmax()) for row in logits] == [1, 0]
     said = capsys.readouterr()
-    assert "classes right (100%)" in said.out + said.err
+    assert "accuracy 100.0 % (" in said.out + said.err
+    entry = json.loads((tmp_path / "run" / "evaluate" / "held_out.json").read_text())["models"][0]
+    loss, accuracy = entry["measures"]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "data" / "records.jsonl").read_text().splitlines()]
+    held = [row["texts"][0] for row in rows if row["split"] == "held_out"]
+    engine = Engine(etymon.load(tmp_path / "run" / "model")[0], tokenizer, EngineConfig(slots=4))
+    right = [CLASSES["labels"][int(e.argmax())] == ("food" if "bread" in t else "weather")
+             for e, t in zip(engine.classify(held), held, strict=True)]  # fmt: skip
+    assert accuracy["value"] == pytest.approx(100 * sum(right) / len(held)) and accuracy["count"] == len(held)
+    assert accuracy["interval"][0] < accuracy["value"] <= accuracy["interval"][1] and loss["value"] > 0
     assert (tmp_path / "run" / "hf").exists() == (family == "bert")
     with open_run(load_recipe(path)) as run:
         run_stages(run, until="evaluate")
@@ -99,6 +109,75 @@ def test_an_embedder_from_a_recipe(tmp_path: Path) -> None:
     assert model.spec.head == Embedding(pooling=Mean()) and not (tmp_path / "run" / "hf").exists()
     (vector,) = Engine(model, tokenizer, EngineConfig(slots=2)).embed(["one please"])
     assert abs(float(vector.norm()) - 1) < 1e-5
+
+
+def sts(folder: Path) -> Path:
+    """Pairs of numbers whose score says how near they are."""
+    names = list(NUMBERS)
+    rows = [f"{a} please\t{b} please\t{5 - abs(i - j)}\n" for i, a in enumerate(names) for j, b in enumerate(names)]
+    (folder / "sts.tsv").write_text("sentence1\tsentence2\tscore\n" + "".join(rows))
+    return folder / "sts.tsv"
+
+
+def values(folder: Path, model: str = "pretrained") -> dict[str, float]:
+    entries = json.loads((folder / "run" / "evaluate" / "held_out.json").read_text())["models"]
+    return {each["name"]: each["value"] for entry in entries if entry["model"] == model for each in entry["measures"]}
+
+
+def test_spearman_of_held_out_and_of_other_scored_pairs(tmp_path: Path) -> None:
+    scored = [{"path": str(sts(tmp_path)), "held_out": 0.3}]
+    path = recipe(tmp_path, "bert", pairs=scored, objective={"kind": "contrastive", "loss": {"kind": "cosine"}},
+                  budget={"steps": 3})  # fmt: skip
+    with open_run(load_recipe(path, [f"evaluate.pairs={tmp_path / 'sts.tsv'}"])) as run:
+        run_stages(run)
+    found = values(tmp_path)
+    assert list(found) == ["loss", "Spearman ×100", "Spearman ×100, sts.tsv"]
+    engine = Engine(*etymon.load(tmp_path / "run" / "model"), EngineConfig(slots=1))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "data" / "records.jsonl").read_text().splitlines()]
+    for name, chosen in (
+        ("Spearman ×100", [r for r in rows if r["split"] == "held_out"]),
+        ("Spearman ×100, sts.tsv", rows),
+    ):
+        u, v = (np.stack([e.numpy() for e in engine.embed([r["texts"][side] for r in chosen])]) for side in (0, 1))
+        cosines, scores = (u * v).sum(1), np.array([float(r["label"]) for r in chosen])
+        ranked = [[(x > each).sum() + ((x == each).sum() + 1) / 2 for each in x] for x in (-cosines, -scores)]
+        assert found[name] == pytest.approx(100 * np.corrcoef(*ranked)[0, 1], abs=0.5), name
+    assert abs(values(tmp_path, "int8")["Spearman ×100, sts.tsv"] - found["Spearman ×100, sts.tsv"]) < 15
+    assert "Spearman ×100, sts.tsv" in (tmp_path / "run" / "report.md").read_text()
+    assert "Spearman ×100, sts.tsv" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_what_tells_classes_is_measured_with_its_layer(tmp_path: Path) -> None:
+    rows = [{"premise": f"number {a} please", "hypothesis": f"{b} {i}", "label": "same" if a == b else "other"}
+            for i in range(8) for a in ("one", "six") for b in ("one", "six")]  # fmt: skip
+    (tmp_path / "nli.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path = recipe(tmp_path, "bert", pairs=[{"path": str(tmp_path / "nli.jsonl"), "held_out": 0.3}], batch_size=4,
+                  objective={"kind": "contrastive", "loss": {"kind": "softmax", "labels": ["same", "other"]}},
+                  average={"kind": "ema", "decay": 0.5}, budget={"steps": 6})  # fmt: skip
+    with open_run(load_recipe(path)) as run:
+        run_stages(run, until="evaluate")
+    found, logged = values(tmp_path), read_metrics(tmp_path / "run" / "pretrain" / "metrics.jsonl")
+    assert set(found) == {"loss", "accuracy"} and found["loss"] != logged[0]["held_out_loss"]
+    assert found["loss"] == pytest.approx(logged[-1]["held_out_loss"], rel=1e-5)  # by the trained layer, not a new one
+
+
+def test_pairs_find_one_another(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "llama", pairs=pairs(tmp_path), objective="contrastive", budget={"steps": 12})
+    with open_run(load_recipe(path, ["quantize=null"])) as run:
+        run_stages(run, until="evaluate")
+    first = next(name for name in values(tmp_path) if name.startswith("first among"))
+    assert values(tmp_path)[first] <= values(tmp_path)["MRR ×100"]
+
+
+def test_pairs_of_a_model_without_vectors_are_refused(tmp_path: Path) -> None:
+    path = recipe(tmp_path, "marian", pairs=pairs(tmp_path))
+    with pytest.raises(ConfigError, match=r"evaluate\.pairs: .* gives no vectors"):
+        check_inputs(load_recipe(path, [f"evaluate.pairs={sts(tmp_path)}"]), "cpu")
+    path = recipe(tmp_path, "bert", pairs=pairs(tmp_path), objective="contrastive")
+    with pytest.raises(EtymonError, match=r"pairs\.jsonl:1 has no number as its label"):
+        check_inputs(
+            load_recipe(path, [f"evaluate.pairs=[{{path: {tmp_path / 'pairs.jsonl'}, texts: [en, zh]}}]"]), "cpu"
+        )
 
 
 def test_a_file_that_changed_is_refused(tmp_path: Path) -> None:

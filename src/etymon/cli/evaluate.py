@@ -22,6 +22,9 @@ def evaluate(
     conversations: Annotated[
         list[str] | None, typer.Option(help="For a checkpoint: conversations with an `answer`, or `builtin`.")
     ] = None,
+    pairs: Annotated[
+        list[str] | None, typer.Option(help="For an embedder: files of scored pairs, two texts and a number each.")
+    ] = None,
     questions: Annotated[int, typer.Option(min=1, help="For a checkpoint: at most so many of each kind.")] = 25,
     device: Device = "auto",
 ) -> None:
@@ -32,20 +35,22 @@ def evaluate(
       etymon evaluate runs/demo evaluate.questions=50
 
       etymon evaluate some/checkpoint --documents notes/ --conversations questions.jsonl
+
+      etymon evaluate some/embedder --pairs sts.tsv
     """
     from etymon.errors import ConfigError
     from etymon.recipe.target import is_run
 
     if is_run(target) or Path(target).suffix in (".yaml", ".yml"):
-        if documents or conversations:
-            raise ConfigError("--documents and --conversations are for a checkpoint; a run has its own.")
+        if documents or conversations or pairs:
+            raise ConfigError("--documents, --conversations and --pairs are for a checkpoint; a run has its own.")
         _evaluate_run(target, settings or [])
     elif settings:
         raise ConfigError(f"{target} is a checkpoint, which takes no settings ({settings[0]}).")
-    elif not documents and not conversations:
-        raise ConfigError(f"Evaluate {target} on what? Give --documents, --conversations or both.")
+    elif not documents and not conversations and not pairs:
+        raise ConfigError(f"Evaluate {target} on what? Give --documents, --conversations or both; or --pairs.")
     else:
-        _evaluate_checkpoint(target, documents or [], conversations or [], questions, device)
+        _evaluate_checkpoint(target, documents or [], conversations or [], pairs or [], questions, device)
 
 
 def _evaluate_run(target: str, settings: list[str]) -> None:
@@ -62,7 +67,7 @@ def _evaluate_run(target: str, settings: list[str]) -> None:
 
 
 def _evaluate_checkpoint(
-    target: str, documents: list[str], conversations: list[str], questions: int, device: str
+    target: str, documents: list[str], conversations: list[str], pairs: list[str], questions: int, device: str
 ) -> None:
     import etymon
     from etymon.cli.options import device_named
@@ -71,11 +76,15 @@ def _evaluate_checkpoint(
     from etymon.engine import Engine
     from etymon.errors import CheckpointError, DataError
     from etymon.evaluate import Task, bits_per_byte
+    from etymon.spec import Embedding
     from etymon.text import Renderer
 
     model, tokenizer = etymon.load(target, device=device_named(device))
     if tokenizer is None:
         raise CheckpointError(f"{target} carries no tokenizer, so it cannot be evaluated on text.")
+    if pairs or isinstance(model.spec.head, Embedding):
+        _evaluate_embedder(target, Engine(model, tokenizer), pairs, alone=not documents and not conversations)
+        return
     if model.encoder is not None:
         _evaluate_encoder(target, Engine(model, tokenizer), documents, conversations)
         return
@@ -114,3 +123,18 @@ def _evaluate_encoder(target: str, engine: Engine, documents: list[str], convers
     found = pseudo_perplexity(engine, read)
     print(f"pseudo-perplexity per token: {found.perplexity:.2f} (each token given all others)")
     print(f"on {found.documents:,} documents, {found.tokens:,} tokens")
+
+
+def _evaluate_embedder(target: str, engine: Engine, pairs: list[str], *, alone: bool) -> None:
+    from etymon.data import read_records
+    from etymon.errors import ConfigError
+    from etymon.evaluate import similarity_of_pairs
+    from etymon.spec import Embedding
+
+    if not isinstance(engine.model.spec.head, Embedding):
+        raise ConfigError(f"{target} gives no vector for a text: scored pairs are for embedders.")
+    if not pairs or not alone:
+        raise ConfigError(f"{target} is an embedder: give --pairs only, files of two texts and a score each.")
+    for path in pairs:
+        for found in similarity_of_pairs(engine, list(read_records([path]))):
+            print(f"{path}: {found}, {found.count:,} pairs")

@@ -97,7 +97,9 @@ def _judge(engine: Engine, texts: list[str]) -> None:
 def embed(
     target: Target,
     texts: Texts,
-    pooling: Annotated[Pooling, typer.Option(help="Which hidden states are the vector.")] = Pooling.MEAN,
+    pooling: Annotated[
+        Pooling | None, typer.Option(help="Which hidden states are the vector; by default as trained, else the mean.")
+    ] = None,
     normalised: Annotated[bool, typer.Option("--normalised", help="Make every vector of length 1.")] = False,
     device: Device = "auto",
 ) -> None:
@@ -109,6 +111,7 @@ def embed(
     from etymon.engine import EngineConfig, Text
 
     engine, _, _ = load_engine(target, EngineConfig(slots=1), device, int8=False, generates=False)
-    asked = [Text(text, pooling=pooling.value, normalised=normalised) for text in texts]
+    chosen: dict[str, Any] = {} if pooling is None else {"pooling": pooling.value}
+    asked = [Text(text, **chosen, normalised=normalised or None) for text in texts]
     for vector in engine.embed(asked):
         print(json.dumps([round(value, 6) for value in vector.tolist()]))

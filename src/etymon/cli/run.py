@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from etymon.cli.options import DryRun, Fresh, RecipeArgument, Settings
+
+if TYPE_CHECKING:
+    from etymon.recipe.schema import Recipe
 
 
 def run(recipe: RecipeArgument, settings: Settings = None, fresh: Fresh = False, dry_run: DryRun = False) -> None:
@@ -20,7 +27,6 @@ def run(recipe: RecipeArgument, settings: Settings = None, fresh: Fresh = False,
     """
     from rich.console import Console
 
-    from etymon.recipe.inputs import decodes, trained
     from etymon.recipe.loading import load_recipe
     from etymon.recipe.plan import print_plan
     from etymon.recipe.run import open_run
@@ -36,8 +42,29 @@ def run(recipe: RecipeArgument, settings: Settings = None, fresh: Fresh = False,
         path, seconds = opened.path, opened.seconds
     print(f"\n{path}: done, {seconds / 60:.1f} minutes in all")
     print(f"  read:  {path / 'report.html'}")
-    if decodes(loaded):
-        print(f"  chat:  etymon chat {path}")
-        print(f"  serve: etymon serve {path}")
+    for line in _uses(loaded, path):
+        print(f"  {line}")
+
+
+def _uses(recipe: Recipe, path: Path) -> Iterator[str]:
+    """Yield the commands that show what the model of a run does."""
+    from etymon.recipe.inputs import trained
+    from etymon.spec import LM, Embedding
+    from etymon.text import Tokenizer
+
+    spec = trained(recipe)
+    if isinstance(spec.head, Embedding):
+        yield f'embed: etymon embed {path} "a text" "another text"'
+    elif recipe.sft is not None:
+        yield f"chat:  etymon chat {path}"
+    elif spec.decoder is not None:
+        text = "Once upon a time" if spec.encoder is None else "a text to read"
+        yield f'write: etymon generate {path} "{text}"'
+    elif isinstance(spec.head, LM):
+        tokenizer = Tokenizer.load(path / "tokenizer")
+        mask = "" if tokenizer.mask_id is None else tokenizer.decode([tokenizer.mask_id], skip_special=False)
+        yield f'fill:  etymon generate {path} "a text with a {mask} in it"'
     else:
-        print(f"  ask:   etymon {'embed' if trained(loaded).decoder is None else 'generate'} {path} 'a text'")
+        yield f'judge: etymon generate {path} "a text"'
+    if spec.decoder is not None:
+        yield f"serve: etymon serve {path}"

@@ -3,6 +3,7 @@
 from etymon.evaluate.comparison import Change, Comparison
 from etymon.evaluate.drift import Drift, drift
 from etymon.evaluate.environment import Environment, environment
+from etymon.evaluate.measures import HeldOut, Measure, measure, retrieval, similarity, similarity_of_pairs
 from etymon.evaluate.model import describe
 from etymon.evaluate.perplexity import BitsPerByte, PerplexityConfig, bits_per_byte, difference
 from etymon.evaluate.pseudo import PseudoPerplexity, pseudo_perplexity
@@ -17,6 +18,8 @@ __all__ = [
     "Comparison",
     "Drift",
     "Environment",
+    "HeldOut",
+    "Measure",
     "PerplexityConfig",
     "PseudoPerplexity",
     "Samples",
@@ -29,7 +32,11 @@ __all__ = [
     "difference",
     "drift",
     "environment",
+    "measure",
     "pseudo_perplexity",
+    "retrieval",
+    "similarity",
+    "similarity_of_pairs",
     "write_report",
     "write_samples",
 ]

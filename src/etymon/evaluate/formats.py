@@ -41,6 +41,31 @@ class BitsFile(TypedDict):
     models: list[Bits]
 
 
+class Measure(TypedDict):
+    """A number of a model that does not write."""
+
+    name: str
+    value: float
+    unit: str
+    interval: tuple[float, float] | None
+    count: int
+
+
+class HeldOut(TypedDict):
+    """A model in `evaluate/held_out.json`."""
+
+    model: str
+    objective: str | None
+    measures: list[Measure]
+    note: str | None
+
+
+class HeldOutFile(TypedDict):
+    """`evaluate/held_out.json`."""
+
+    models: list[HeldOut]
+
+
 class Split(TypedDict):
     """The right answers of one split."""
 

@@ -6,6 +6,7 @@ import statistics
 from typing import Any
 
 from etymon.evaluate import wording
+from etymon.evaluate.measures import LOSS, written
 from etymon.evaluate.record import BASE, HELD_OUT, MEMORISED, SPLIT_TITLES, TUNED, Record, split_of
 from etymon.evaluate.statistics import Z95
 
@@ -83,6 +84,8 @@ def _bits_card(record: Record) -> View:
     scored = {entry["model"]: entry for entry in record.bits}
     logged = record.stages[0].column("held_out_bits_per_byte")[1] if record.stages else []
     if not scored:
+        if (own := _own_card(record)) is not None:
+            return own
         if not logged:
             return _loss_card(record) or _card(label, None, note="held-out documents have not been scored")
         return _card(label, f"{logged[-1]:.3f}", before=f"{logged[0]:.3f}", note="as logged while training")
@@ -108,6 +111,17 @@ def _loss_card(record: Record) -> View | None:
         return None
     note = "nats per trained token, as logged while training"
     return _card("Held-out loss of its objective", f"{logged[-1]:.3f}", before=f"{logged[0]:.3f}", note=note)
+
+
+def _own_card(record: Record) -> View | None:
+    """Return the first number of a model that does not write: beside its loss, where there is another."""
+    entry = next((entry for entry in record.held_out if entry["measures"]), None)
+    if entry is None:
+        return None
+    first = next((each for each in entry["measures"] if each["name"] != LOSS), entry["measures"][0])
+    label = "Held-out loss" if first["name"] == LOSS else first["name"]
+    note = f"{entry['model']} model, {wording.count(first['count'])} rows"
+    return _card(label, written(first["value"], first["unit"], first["interval"]), note=note)
 
 
 def _accuracy_card(record: Record, split: str) -> View:

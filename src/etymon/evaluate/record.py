@@ -22,7 +22,7 @@ BASE, TUNED, SMALL = "pretrained", "fine-tuned", "int8"  # what stages call the 
 MODELS = ("untrained", BASE, TUNED, SMALL)
 
 _T = TypeVar("_T")
-_M = TypeVar("_M", formats.Bits, formats.Tasks, formats.Samples)
+_M = TypeVar("_M", formats.Bits, formats.HeldOut, formats.Tasks, formats.Samples)
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Record:
     timings: formats.Timings | None
     stages: list[Stage]
     bits: list[formats.Bits]
+    held_out: list[formats.HeldOut]
     tasks: list[formats.Tasks]
     items: dict[str, list[formats.Item]]
     samples: list[formats.Samples]
@@ -91,6 +92,7 @@ def read_record(run: Path) -> Record:
     reader = _Reader(run)
     evaluate = run / "evaluate"
     bits = reader.json(evaluate / "bits_per_byte.json", formats.BitsFile)
+    held_out = reader.json(evaluate / "held_out.json", formats.HeldOutFile)
     tasks = [reader.json(path, formats.Tasks) for path in sorted(evaluate.glob("tasks-*.json"))]
     samples = [reader.json(path, formats.Samples) for path in sorted(evaluate.glob("samples-*.json"))]
     record = Record(
@@ -104,6 +106,7 @@ def read_record(run: Path) -> Record:
         timings=reader.json(evaluate / "timings.json", formats.Timings),
         stages=[stage for name in STAGES if (stage := reader.stage(run / name)) is not None],
         bits=_in_order(bits["models"] if bits else []),
+        held_out=_in_order(held_out["models"] if held_out else []),
         tasks=_in_order([result for result in tasks if result]),
         items={
             path.stem.removeprefix("items-"): reader.rows(path, formats.Item)

@@ -73,6 +73,7 @@ def _view(record: Record) -> dict[str, Any]:
         "cards": headline.cards(record),
         "loss": [sections.loss(stage) for stage in record.stages if stage.rows],
         "bits": sections.bits(record),
+        "held_out": sections.held_out(record),
         "tasks": sections.tasks(record),
         "samples": sections.samples(record),
         "training": sections.training(record),

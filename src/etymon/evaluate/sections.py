@@ -11,6 +11,7 @@ from typing import Any
 
 from etymon.evaluate import formats, plots, wording
 from etymon.evaluate.comparison import compare_items
+from etymon.evaluate.measures import written
 from etymon.evaluate.plots import Bar, Line
 from etymon.evaluate.record import (
     BASE,
@@ -98,6 +99,24 @@ def bits(record: Record) -> View | None:
         "stride": first["stride"],
         "first_token": "follows BOS" if first["first_token"] != "uniform" else "costs a uniform guess",
         "end_counted": first["end_of_document_counted"],
+    }
+
+
+def held_out(record: Record) -> View | None:
+    """Return what models that do not write were measured by: their objective, and their vectors."""
+    if not record.held_out:
+        return None
+    names = list(dict.fromkeys(each["name"] for entry in record.held_out for each in entry["measures"]))
+    found = [{each["name"]: each for each in entry["measures"]} for entry in record.held_out]
+
+    def cell(each: formats.Measure | None) -> View | None:
+        return each and {"value": written(each["value"], each["unit"], each["interval"]), "count": each["count"]}
+
+    return {
+        "models": [_model(entry["model"]) for entry in record.held_out],
+        "rows": [{"label": name, "cells": [cell(each.get(name)) for each in found]} for name in names],
+        "objective": next((entry["objective"] for entry in record.held_out if entry["objective"]), None),
+        "notes": [f"{entry['model']}: {entry['note']}." for entry in record.held_out if entry["note"]],
     }
 
 

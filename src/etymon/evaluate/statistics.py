@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 Z95 = 1.959963984540054  # the two-sided 95% quantile of the normal distribution
 
@@ -75,3 +76,35 @@ def ratio_standard_error(
         total = below[drawn].sum()
         ratios[i] = above[drawn].sum() / total if total else np.nan
     return float(np.nanstd(ratios, ddof=1))
+
+
+def bootstrap_interval(
+    statistic: Callable[[NDArray[np.int64]], float], count: int, *, resamples: int = 1000, seed: int = 0
+) -> tuple[float, float] | None:
+    """Return the 95% percentile bootstrap interval of `statistic`, a function of which of `count` rows are drawn.
+
+    Draws for which it is not defined (NaN) are left out. None where there are fewer than two rows to draw from.
+    """
+    if count < 2:
+        return None
+    generator = np.random.default_rng(seed)
+    values = np.array([statistic(generator.integers(0, count, count)) for _ in range(resamples)])
+    if np.isnan(values).all():
+        return None
+    low, high = np.nanquantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the ranks of `values`, from 1; those that are equal share the mean of their ranks."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    means: NDArray[np.float64] = (ends - (counts - 1) / 2)[places]
+    return means
+
+
+def spearman(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:
+    """Return Spearman's rank correlation of two numbers over the same rows; None where either is always the same."""
+    a, b = (each - each.mean() for each in (ranks(first), ranks(second)))
+    size = math.sqrt(float(a @ a) * float(b @ b))
+    return float(a @ b) / size if size else None

@@ -12,7 +12,7 @@ from torch import Tensor
 from etymon.data import Encoded, Record, RecordBatch
 from etymon.errors import DataError
 from etymon.nn import Model, whole_texts
-from etymon.objectives.objective import Objective, ObjectiveConfig, Reads
+from etymon.objectives.objective import Objective, ObjectiveConfig, Reads, class_rights
 from etymon.objectives.texts import Labels, PoolingName, class_of, framed, pooling_named, require_head
 from etymon.spec import Classify, ModelSpec, Pooling
 from etymon.text import Tokenizer
@@ -83,9 +83,15 @@ class Classification(Objective):
 
     def loss(self, model: Model, batch: RecordBatch) -> Tensor:
         """Return the summed negative log-likelihood of the classes."""
-        real = batch.real[:, 0]
-        hidden = whole_texts(model, batch.input_ids[:, 0], real, batch.segments[:, 0])
-        return model.head.loss(hidden, batch.targets, real)  # type: ignore[call-arg]
+        return model.head.loss(_states(model, batch), batch.targets, batch.real[:, 0])  # type: ignore[call-arg]
+
+    def rights(self, model: Model, batch: RecordBatch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return which texts the model tells the class of."""
+        return class_rights(model.head(_states(model, batch), batch.real[:, 0]), batch.targets)
+
+
+def _states(model: Model, batch: RecordBatch) -> Tensor:
+    return whole_texts(model, batch.input_ids[:, 0], batch.real[:, 0], batch.segments[:, 0])
 
 
 def _pooling(spec: ModelSpec, config: ClassificationConfig) -> Pooling:

@@ -4,7 +4,6 @@ of pairs is told from their vectors."""
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -21,8 +20,8 @@ from etymon.data import Encoded, Record, RecordBatch
 from etymon.errors import ConfigError, DataError
 from etymon.nn import Model, pool, whole_texts
 from etymon.nn.siamese import PairSoftmax
-from etymon.objectives.objective import Objective, ObjectiveConfig, Reads
-from etymon.objectives.texts import Labels, PoolingName, class_of, framed, pooling_named, require_head
+from etymon.objectives.objective import Objective, ObjectiveConfig, Reads, class_rights
+from etymon.objectives.texts import Labels, PoolingName, class_of, framed, pooling_named, require_head, score_of
 from etymon.spec import Embedding, ModelSpec
 from etymon.text import Tokenizer
 
@@ -134,8 +133,7 @@ class Contrastive(Objective):
                 class_of(record, config.loss.labels)
             case _:
                 fits, needs = len(record.texts) == 2, "two texts"
-                if _number(record.label) is None:
-                    raise DataError(f"{record.id} has no number as its label, which the loss {config.loss.kind} needs")
+                score_of(record, f"the loss {config.loss.kind}")
         if not fits:
             raise DataError(f"{record.id} has {len(record.texts)} texts; the loss {config.loss.kind} reads {needs}")
 
@@ -148,8 +146,12 @@ class Contrastive(Objective):
             framing, cut = framed(tokenizer, self.spec, tokenizer.encode(before + text + behind), None, context)
             texts.append(framing)
             cuts.append(cut)
-        loss = self.config.loss
-        label = class_of(record, loss.labels) if isinstance(loss, Softmax) else _number(record.label) or 0.0
+        label: float = 0
+        match self.config.loss:
+            case Softmax(labels=labels):
+                label = class_of(record, labels)
+            case CoSENT() | CosineRegression() as loss:
+                label = score_of(record, f"the loss {loss.kind}")
         return Encoded(tuple(texts), label, any(cuts))
 
     def collate(self, batch: RecordBatch, random: np.random.Generator) -> RecordBatch:
@@ -193,6 +195,13 @@ class Contrastive(Objective):
                 assert self.softmax is not None, "of() makes it"
                 return self.softmax.loss(vectors[:, 0], vectors[:, 1], batch.targets)
 
+    def rights(self, model: Model, batch: RecordBatch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return which pairs the softmax layer tells the class of, where the loss has one."""
+        if self.softmax is None:
+            return {}
+        vectors = self.vectors(model, batch)
+        return class_rights(self.softmax(vectors[:, 0], vectors[:, 1]), batch.targets)
+
     def vectors(self, model: Model, batch: RecordBatch) -> Tensor:
         """Return the vectors [rows, texts, dim] of the batch's texts in fp32, before the head brings them to length 1,
         `micro_batch` rows at a time."""
@@ -224,14 +233,6 @@ def cosent_loss(cosines: Tensor, labels: Tensor, scale: float) -> Tensor:
     """Return log(1 + Σ exp(scale (cosine i - cosine j))) over all i, j with label i < label j, all [n]."""
     differences = scale * (cosines[:, None] - cosines[None])[labels[:, None] < labels[None]]
     return torch.cat((differences.new_zeros(1), differences)).logsumexp(0)
-
-
-def _number(label: object) -> float | None:
-    try:
-        number = float(label)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _drops(model: Model) -> bool:

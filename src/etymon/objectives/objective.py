@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from etymon.config import Config
-from etymon.data import Encoded, Examples, Loader, PretrainLoader, Record, TokenShards
+from etymon.data import IGNORED, Encoded, Examples, Loader, PretrainLoader, Record, TokenShards
 from etymon.nn import Model
 from etymon.nn.future import FutureHeads
 from etymon.nn.layers import Layers
@@ -105,6 +105,17 @@ class Objective:
         """Return the parts of which `loss` is the sum, by the names that metrics give them: "loss" is what the model is
         measured by, on held-out text too."""
         return {"loss": self.loss(model, batch)}
+
+    def rights(self, model: Model, batch: Any) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Return what the evaluation of a model counts beside its loss, by name: how much of each row is right, and of
+        how much, both [rows]."""
+        return {}
+
+
+def class_rights(logits: Tensor, targets: Tensor, name: str = "accuracy") -> dict[str, tuple[Tensor, Tensor]]:
+    """Return what `Objective.rights` does of classes: by their `logits` [rows, classes]; targets of -100 do not
+    count."""
+    return {name: (logits.argmax(-1) == targets, targets != IGNORED)}
 
 
 class Collated:

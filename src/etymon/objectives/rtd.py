@@ -126,6 +126,24 @@ class ReplacedTokens(Objective):
 
     def loss(self, model: Model, batch: ReplacedBatch) -> Tensor:
         """Return the generator's summed loss on the hidden tokens and the model's weighted one on all tokens."""
+        hidden, judged, replaced = self._judged(model, batch)
+        weight = batch.weight[0] if len(batch.weight) else 0.0
+        assert self.generator is not None
+        return self.generator.head.loss(hidden, batch.targets) + weight * model.head.loss(judged, replaced)
+
+    def rights(self, model: Model, batch: ReplacedBatch) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return how many tokens the model judges rightly, and how many of the replaced ones it finds."""
+        _, judged, replaced = self._judged(model, batch)
+        right = (model.head(judged) > 0) == replaced.bool()
+        everything = torch.full_like(batch.weight, replaced.shape[1], dtype=torch.int64)
+        return {
+            "tokens judged rightly": (right.sum(1), everything),
+            "replaced tokens found": ((right & replaced.bool()).sum(1), replaced.sum(1)),
+        }
+
+    def _judged(self, model: Model, batch: ReplacedBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the generator's states, the model's of the text that samples complete, and which tokens they
+        replace."""
         assert self.generator is not None, "companions() makes the generator"
         given = {"position_ids": batch.position_ids, "documents": batch.documents, "logits": False}
         hidden = self.generator(batch.input_ids, **given).last_hidden_state
@@ -135,8 +153,7 @@ class ReplacedTokens(Objective):
         completed = batch.input_ids.masked_scatter(chosen, sampled)
         replaced = (chosen & (completed != batch.targets)).long()
         judged = model(completed, **given).last_hidden_state
-        weight = batch.weight[0] if len(batch.weight) else 0.0
-        return self.generator.head.loss(hidden, batch.targets) + weight * model.head.loss(judged, replaced)
+        return hidden, judged, replaced
 
 
 def generator_of(spec: ModelSpec, config: ReplacedTokensConfig | None = None) -> ModelSpec:

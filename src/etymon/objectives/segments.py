@@ -19,6 +19,7 @@ from etymon.nn import Model
 from etymon.nn.head import PretrainingHead
 from etymon.objectives.denoising import sentence_ends
 from etymon.objectives.mlm import MASK, MaskedLM, TokenMasking, mask_of, vocabulary, words_of
+from etymon.objectives.objective import class_rights
 from etymon.spec import LM, Classify, ModelSpec, Pretraining
 from etymon.text import CLS, SEP, Tokenizer
 
@@ -178,11 +179,23 @@ class SegmentPairs(MaskedLM):
 
     def losses(self, model: Model, batch: Any) -> dict[str, Tensor]:
         """Return the summed `loss` of the hidden tokens, and the weighted `pair_loss`."""
-        assert isinstance(batch, SegmentBatch) and isinstance(model.head, PretrainingHead)
-        output = model(batch.input_ids, batch.attention_mask, token_type_ids=batch.token_type_ids, logits=False)
-        hidden = output.last_hidden_state
+        assert isinstance(model.head, PretrainingHead)
+        hidden = _states(model, batch)
         weight = batch.weight[0] if len(batch.weight) else 0.0
         return {
             "loss": model.head.loss(hidden, batch.targets),
             "pair_loss": weight * model.head.pair.loss(hidden, batch.labels),
         }
+
+    def rights(self, model: Model, batch: Any) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return of which pairs the head says rightly what they are."""
+        assert isinstance(model.head, PretrainingHead)
+        return class_rights(model.head.pair(_states(model, batch)), batch.labels, "pairs told rightly")
+
+
+def _states(model: Model, batch: Any) -> Tensor:
+    assert isinstance(batch, SegmentBatch)
+    given = {"token_type_ids": batch.token_type_ids, "logits": False}
+    hidden = model(batch.input_ids, batch.attention_mask, **given).last_hidden_state
+    assert isinstance(hidden, Tensor)
+    return hidden

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -96,3 +97,14 @@ def class_of(record: Record, labels: Sequence[str]) -> int:
     if name not in labels:
         raise DataError(f"{record.id} has the label {name!r}; the objective's are {', '.join(labels)}.")
     return labels.index(name)
+
+
+def score_of(record: Record, what: str) -> float:
+    """Return the number that is a record's label. Raises DataError where it is none, and says that `what` needs it."""
+    try:
+        score = float(record.label)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        score = math.nan
+    if not math.isfinite(score):
+        raise DataError(f"{record.id} has no number as its label, which {what} needs")
+    return score

@@ -76,6 +76,8 @@ def check_objective(recipe: Recipe, spec: ModelSpec, tokenizer: Tokenizer | None
     where it is still to be trained."""
     config = None if recipe.pretrain is None else objective_config(spec, recipe.pretrain.objective)
     trained = trained_spec(spec, config) if config is not None else spec
+    with recipe.at("evaluate", "pairs"):
+        records.check_pairs(recipe, trained)
     if recipe.sft is not None and (trained.encoder is not None or not isinstance(trained.head, LM)):
         with recipe.at("sft"):
             raise ConfigError(f"sft: conversations train decoders alone, and {spec.name} is none. Set `sft: null`.")

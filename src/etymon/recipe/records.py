@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
 
 from etymon.data import (
     Counts,
+    Examples,
     Record,
     RecordFiles,
     RecordLoader,
     encode_records,
+    make_records,
     read_records,
     record_files,
     write_records,
 )
 from etymon.data.documents import Split
-from etymon.engine import Engine, EngineConfig, Text
+from etymon.engine import Engine, EngineConfig
 from etymon.errors import ConfigError
-from etymon.evaluate import wording
+from etymon.evaluate import Measure, similarity_of_pairs, wording
+from etymon.evaluate.measures import scored
 from etymon.files import write_json
 from etymon.nn import Dropout, Model
 from etymon.objectives import (
     OBJECTIVES,
-    Classification,
     ContrastiveConfig,
     Objective,
     ObjectiveConfig,
@@ -32,9 +37,8 @@ from etymon.objectives import (
 )
 from etymon.recipe.run import Run
 from etymon.recipe.schema import PretrainSection, Recipe
-from etymon.spec import ModelSpec
+from etymon.spec import Embedding, ModelSpec
 from etymon.text import Tokenizer
-from etymon.train import held_out_loss
 
 _WORDS: dict[Reads, str] = {"documents": "documents", "pairs": "pairs of texts", "labelled": "texts with a class each"}
 
@@ -118,16 +122,34 @@ def loader(
     return RecordLoader(encoded, batch_size, context, section.seed), words
 
 
-def held_out_words(run: Run, model: Model, objective: Objective, tokenizer: Tokenizer, context: int) -> str:
-    """Return the loss of the objective on held-out records, in words, and how many classes a classifier got right."""
-    found, _ = loader(run, "held_out", objective, tokenizer, context)
-    if found is None:
-        return "nothing to measure: no record was held out"
-    loss = held_out_loss(model, found, found.steps_per_epoch, objective=objective)
-    words = f"{loss:.4f} nats of {objective.name} on held-out records"
-    if isinstance(objective, Classification):
-        asked = found.records
-        logits = Engine(model, None, EngineConfig(slots=1)).classify([Text(record.texts[0]) for record in asked])
-        right = sum(int(row.argmax()) == record.label for row, record in zip(logits, asked, strict=True))
-        words += f", {right}/{len(asked)} classes right ({right / len(asked):.0%})"
-    return words
+def held_out_batches(found: RecordLoader, objective: Objective) -> Iterator[Examples]:
+    """Yield every record of a loader once, collated."""
+    for start in range(0, len(found.records), found.batch_size):
+        batch = make_records(found.records[start : start + found.batch_size])
+        yield objective.collate(batch, np.random.default_rng(0))
+
+
+def check_pairs(recipe: Recipe, spec: ModelSpec) -> None:
+    """Raise ConfigError for scored pairs where `spec` gives no vectors to compare, and DataError, with file and line,
+    for missing files or where the first record of one is no scored pair."""
+    if recipe.evaluate.pairs and not isinstance(spec.head, Embedding):
+        raise ConfigError(
+            f"evaluate.pairs: {spec.name} gives no vectors whose cosine could be compared with a score. Train it "
+            "by the objective contrastive, or remove them."
+        )
+    for source in recipe.evaluate.pairs:
+        next(read_records([source], check=_check_scored))
+
+
+def similarities(recipe: Recipe, model: Model, tokenizer: Tokenizer) -> list[Measure]:
+    """Return how well the vectors of `model` order each of the recipe's files of scored pairs, all rows of it."""
+    engine = Engine(model, tokenizer, EngineConfig(slots=1))
+    found: list[Measure] = []
+    for source in recipe.evaluate.pairs:
+        pairs = list(read_records([source], check=_check_scored))
+        found += similarity_of_pairs(engine, pairs, f"Spearman ×100, {Path(source.path).name}")
+    return found
+
+
+def _check_scored(record: Record) -> None:
+    scored(record)

@@ -282,10 +282,19 @@ class EvaluateSection(Config):
     max_tokens: int | None = Field(
         default=None, ge=1, description="Longest answer; null: twice what the right one takes"
     )
+    pairs: tuple[RecordFiles, ...] = Field(
+        default=(),
+        description="Scored pairs of texts, such as STS-B's, which an embedder's cosines are to order",
+    )
     seed: int = 0
     prompts: tuple[str, ...] = Field(default=(), description="Texts that the model continues, for the report's samples")
     chats: tuple[str, ...] = Field(default=(), description="Questions that it answers, for the report's samples")
     sample_tokens: int = Field(default=64, ge=1)
+
+    @field_validator("pairs", mode="before")
+    @classmethod
+    def _bare_strings(cls, value: Any) -> Any:
+        return as_paths(value)
 
     def scaled(self, minutes: float | None) -> EvaluateSection:
         """Return the section with its numbers set: as many as a run of `minutes` can afford."""

@@ -22,6 +22,7 @@ from etymon.data import (
     ConversationLoader,
     Counts,
     DocumentSet,
+    Examples,
     Loader,
     TokenShards,
     prepare_documents,
@@ -32,12 +33,23 @@ from etymon.data import (
 )
 from etymon.engine import Engine, EngineConfig
 from etymon.errors import CheckpointError, ConfigError, DataError
-from etymon.evaluate import Task, bits_per_byte, drift, environment, wording, write_report, write_samples
+from etymon.evaluate import (
+    HeldOut,
+    Measure,
+    Task,
+    bits_per_byte,
+    drift,
+    environment,
+    measure,
+    wording,
+    write_report,
+    write_samples,
+)
 from etymon.evaluate.model import describe, nbytes
 from etymon.files import write_json
 from etymon.hub import copy_future_heads, locate
 from etymon.nn import Model, with_head
-from etymon.objectives import CausalLM, MultiToken, Objective, Retrieval, choose_objective, trained_spec
+from etymon.objectives import CausalLM, Collated, MultiToken, Objective, Retrieval, choose_objective, trained_spec
 from etymon.quant import quantize_int8
 from etymon.recipe import hooks, inputs, memory, records
 from etymon.recipe.budget import budget_of
@@ -55,8 +67,9 @@ from etymon.recipe.schema import (
 from etymon.recipe.service import check_service
 from etymon.text import Renderer, Tokenizer
 from etymon.train import fit, held_out_loss, scale_output
-from etymon.train.checkpoint import weights_of
+from etymon.train.checkpoint import AVERAGE, load_companions, weights_of
 from etymon.train.hardware import matmul_peak
+from etymon.train.held_out import HELD_OUT_SEED
 
 BASE, TUNED, SMALL = "pretrained", "fine-tuned", "int8"
 DRIFT_SEQUENCES = 16
@@ -463,7 +476,9 @@ def _evaluate_model(run: Run, name: str, path: Path | str, items: list[Conversat
     model = etymon.load(path, device=device)[0]
     tokenizer = Tokenizer.load(run.path / "tokenizer")
     if not inputs.decodes(recipe):
-        say(f"{name}: {_objective_loss(run, model, tokenizer)}")
+        found = _held_out(run, name, model, tokenizer)
+        found.save(run.path)
+        say(f"{name}: {found}")
         return
     said = []
     if recipe.data is not None and DocumentSet(run.path / "data").count("held_out"):
@@ -489,24 +504,61 @@ def _evaluate_model(run: Run, name: str, path: Path | str, items: list[Conversat
     say(f"{name}: {', '.join(said) or 'samples only'}")
 
 
-def _objective_loss(run: Run, model: Model, tokenizer: Tokenizer) -> str:
-    """Return the loss of the model's own objective on held-out text, in words."""
-    section, path = run.recipe.pretrain, shards_path(run, "held_out")
+def _held_out(run: Run, name: str, model: Model, tokenizer: Tokenizer) -> HeldOut:
+    """Return what a model that does not write is measured by: its objective on what was held out, and its vectors on
+    the recipe's scored pairs."""
+    pairs = tuple(records.similarities(run.recipe, model, tokenizer))
+    section = run.recipe.pretrain
     if section is None:
-        return "nothing to measure: it neither writes nor was it trained on documents"
+        note = "nothing to measure: it neither writes nor was trained here, and there are no scored pairs"
+        return HeldOut(name, None, pairs, None if pairs else note)
     objective = choose_objective(model.spec, tokenizer, section.objective)
-    if objective.reads != "documents":
-        return records.held_out_words(run, model, objective, tokenizer, section.context or model.spec.context)
-    if not path.exists():
-        return "nothing to measure: no document was held out"
-    if objective.companions(model):
-        return f"the loss of {objective.name} takes its generator, which is not part of the model"
     context = section.context or model.spec.context
-    shards = TokenShards(path, tokenizer=tokenizer)
-    database = TokenShards(shards_path(run, "train"), tokenizer=tokenizer)
-    loader = hooks.held_out_windows(objective, shards, section.batch_size, context, database)
-    loss = held_out_loss(model, loader, loader.steps_per_epoch, objective=objective)
-    return f"{loss:.4f} nats per token of {objective.name} on held-out text"
+    found: Any
+    if objective.reads != "documents":
+        found, _ = records.loader(run, "held_out", objective, tokenizer, context)
+    else:
+        found = _held_out_documents(run, section, tokenizer, context, objective)
+    if found is None:
+        what = "document" if objective.reads == "documents" else "record"
+        return HeldOut(name, objective.name, pairs, None if pairs else f"nothing to measure: no {what} was held out")
+    _restore_companions(run, objective, model.device)
+    unit = "nats per token" if objective.reads == "documents" else "nats"
+    with torch.random.fork_rng(devices=[]):  # what a generator samples is the same at every measurement
+        torch.manual_seed(HELD_OUT_SEED)
+        loss = held_out_loss(model, found, found.steps_per_epoch, objective=objective)
+        batches: Iterator[Examples]
+        if objective.reads != "documents":
+            batches = records.held_out_batches(found, objective)
+        else:
+            collated = Collated(found, objective, HELD_OUT_SEED)
+            batches = (collated.batch(step) for step in range(found.steps_per_epoch))
+        count = found.steps_per_epoch * found.batch_size if objective.reads == "documents" else len(found.records)
+        measures = [Measure("loss", loss, unit, None, count), *measure(model, objective, batches)]
+    return HeldOut(name, objective.name, (*measures, *pairs))
+
+
+def _held_out_documents(
+    run: Run, section: PretrainSection, tokenizer: Tokenizer, context: int, objective: Objective
+) -> Loader | None:
+    """Return the objective's batches of held-out documents, None where there are none."""
+    path = shards_path(run, "held_out")
+    if not path.exists():
+        return None
+    shards, database = (TokenShards(each, tokenizer=tokenizer) for each in (path, shards_path(run, "train")))
+    return hooks.held_out_windows(objective, shards, section.batch_size, context, database)
+
+
+def _restore_companions(run: Run, objective: Objective, device: torch.device) -> None:
+    """Let the objective have what was trained beside the model, as the last checkpoint keeps it."""
+    if type(objective).companions is Objective.companions:
+        return
+    path = trained_model(run, "pretrain")
+    checkpoint = path.parent if path.name == AVERAGE else path
+    companions = objective.companions(etymon.load(checkpoint, device=device, dtype=torch.float32)[0])
+    load_companions(checkpoint, companions)
+    for companion in companions.values():
+        companion.eval()
 
 
 def _spread(run: Run, documents: Iterator[Any]) -> Iterator[Any]:
@@ -592,6 +644,11 @@ def _tokenizer_leaves(recipe: Recipe) -> list[str]:
     return ["tokenizer/tokenizer.json", *shards]
 
 
+def _evaluate_leaves(recipe: Recipe) -> list[str]:
+    small = ["evaluate/int8.json"] if recipe.quantize else []
+    return small + ([] if inputs.decodes(recipe) else ["evaluate/held_out.json"])
+
+
 def _data_files(recipe: Recipe) -> list[Path]:
     return [*inputs.document_files(recipe), *records.files(recipe), *inputs.conversation_files(recipe)]
 
@@ -639,7 +696,7 @@ STAGES = (
         "evaluation",
         ("evaluate", "engine"),
         ("data", "model", "quantize"),
-        lambda recipe: ["evaluate/int8.json"] if recipe.quantize else [],
+        _evaluate_leaves,
         _evaluate,
     ),
     Stage(
