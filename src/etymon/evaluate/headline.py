@@ -67,7 +67,7 @@ def notices(record: Record) -> list[str]:
 
 def cards(record: Record) -> list[View]:
     """Return the headline numbers: label, value, what it was before, and how sure it is."""
-    cards = [_bits_card(record)]
+    cards = [_bits_card(record), *_own_cards(record)]
     cards += [_accuracy_card(record, split) for split in (HELD_OUT, MEMORISED)]
     cards += [_speed_card(record), _int8_card(record), _service_card(record)]
     return cards
@@ -84,8 +84,6 @@ def _bits_card(record: Record) -> View:
     scored = {entry["model"]: entry for entry in record.bits}
     logged = record.stages[0].column("held_out_bits_per_byte")[1] if record.stages else []
     if not scored:
-        if (own := _own_card(record)) is not None:
-            return own
         if not logged:
             return _loss_card(record) or _card(label, None, note="held-out documents have not been scored")
         return _card(label, f"{logged[-1]:.3f}", before=f"{logged[0]:.3f}", note="as logged while training")
@@ -113,15 +111,13 @@ def _loss_card(record: Record) -> View | None:
     return _card("Held-out loss of its objective", f"{logged[-1]:.3f}", before=f"{logged[0]:.3f}", note=note)
 
 
-def _own_card(record: Record) -> View | None:
-    """Return the first number of a model that does not write: beside its loss, where there is another."""
-    entry = next((entry for entry in record.held_out if entry["measures"]), None)
-    if entry is None:
-        return None
-    first = next((each for each in entry["measures"] if each["name"] != LOSS), entry["measures"][0])
-    label = "Held-out loss" if first["name"] == LOSS else first["name"]
-    note = f"{entry['model']} model, {wording.count(first['count'])} rows"
-    return _card(label, written(first["value"], first["unit"], first["interval"]), note=note)
+def _own_cards(record: Record) -> list[View]:
+    """Return the first number beside its loss that a model was measured by that does not write."""
+    found = ((entry, each) for entry in record.held_out for each in entry["measures"] if each["name"] != LOSS)
+    for entry, each in found:
+        note = f"{entry['model']} model, {wording.count(each['count'])} rows"
+        return [_card(each["name"], written(each["value"], each["unit"], each["interval"]), note=note)]
+    return []
 
 
 def _accuracy_card(record: Record, split: str) -> View:
