@@ -96,7 +96,7 @@ def memory_kept() -> Iterator[None]:
         yield
         return
     mallopt(_MMAP_THRESHOLD, 1 << 30)
-    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_TRIM_THRESHOLD, -1)  # never; any other number would leave it at 2 GB at most
     try:
         yield
     finally:
