@@ -20,7 +20,7 @@ from etymon.families import family_named
 from etymon.hub import read_future_heads
 from etymon.nn import Model, build
 from etymon.nn.future import FutureHeads
-from etymon.objectives import CausalLM, MultiToken, MultiTokenConfig, choose_objective
+from etymon.objectives import CausalLM, MultiToken, MultiTokenConfig, Residual, Sequential, choose_objective
 from etymon.recipe.loading import load_recipe
 from etymon.recipe.run import open_run
 from etymon.recipe.stages import run_stages
@@ -68,8 +68,8 @@ def run(
 
 def test_each_head_counts_what_the_settings_say(tokenizer: Tokenizer, shards: TokenShards) -> None:
     """Loss and gradient against all logits; the model's own part is that of `clm`."""
-    model, config = small("llama", tokenizer), MultiTokenConfig(count=3, weight=0.5, decay=0.8)
-    objective = MultiToken(model.spec.width, model.spec.vocab, config)
+    model, config = small("llama", tokenizer), MultiTokenConfig(heads=Residual(count=3, weight=0.5, decay=0.8))
+    objective = MultiToken(config)
     batch = PretrainLoader(shards, 4, 40).batch(0)
     assert int(batch.documents.max()) > 0, "documents end within rows"
     assert objective.losses(model, batch).keys() == {"loss"}, "without companions"
@@ -105,7 +105,7 @@ def test_a_model_overfits_and_its_metrics_are_those_of_clm(
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if "loss" in row]
     assert rows[0]["loss"] == pytest.approx(before, rel=1e-5)
     assert rows[-1]["loss"] < 0.3 * rows[0]["loss"] and rows[-1]["future_loss"] < 0.3 * rows[0]["future_loss"]
-    objective = MultiToken(model.spec.width, model.spec.vocab)
+    objective = MultiToken()
     objective.heads = heads
     assert held_out_loss(model, loader, 1, objective=objective) == held_out_loss(model, loader, 1)
 
@@ -122,14 +122,18 @@ class Stop:
 
 
 @pytest.mark.parametrize(
-    ("config", "optimizer"),
-    [(MultiTokenConfig(count=2), MuonConfig()), (MultiTokenConfig(count=2, trunk="frozen"), AdamWConfig(lr=1e-2))],
-    ids=["trained-muon", "frozen-adamw"],
+    ("heads", "trunk", "optimizer"),
+    [
+        (Residual(count=2), "trained", MuonConfig()),
+        (Residual(count=2), "frozen", AdamWConfig(lr=1e-2)),
+        (Sequential(depth=2), "trained", MuonConfig()),
+    ],
+    ids=["trained-muon", "frozen-adamw", "sequential-muon"],
 )
 def test_a_resumed_run_ends_bitwise_where_the_other_does(
-    config: MultiTokenConfig, optimizer: Any, shards: TokenShards, tokenizer: Tokenizer, tmp_path: Path
+    heads: Any, trunk: Any, optimizer: Any, shards: TokenShards, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    found = []
+    config, found = MultiTokenConfig(heads=heads, trunk=trunk), []
     for path, hooks in ((tmp_path / "whole", []), (tmp_path / "killed", [Stop()])):
         model = small("llama", tokenizer)
         given: dict[str, Any] = {"optimizer": optimizer}
@@ -137,10 +141,10 @@ def test_a_resumed_run_ends_bitwise_where_the_other_does(
             with pytest.raises(KeyboardInterrupt):
                 run(model, shards, tokenizer, path, config, hooks=hooks, **given)
             model, given = small("llama", tokenizer), given | {"resume": True}
-        heads = run(model, shards, tokenizer, path, config, **given)
-        found.append([*model.parameters(), *heads.parameters()])
+        trained = run(model, shards, tokenizer, path, config, **given)
+        found.append([*model.parameters(), *trained.parameters()])
         kept = read_future_heads(path / "checkpoints" / "step-000006")
-        assert all(torch.equal(p, q) for p, q in zip(kept.parameters(), heads.parameters(), strict=True))
+        assert all(torch.equal(p, q) for p, q in zip(kept.parameters(), trained.parameters(), strict=True))
         loaded, _ = etymon.load(path / "checkpoints" / "step-000006")
         assert all(torch.equal(p, q) for p, q in zip(loaded.parameters(), model.parameters(), strict=True))
     assert all(torch.equal(p, q) for p, q in zip(*found, strict=True))
@@ -149,7 +153,7 @@ def test_a_resumed_run_ends_bitwise_where_the_other_does(
 def test_nothing_of_a_frozen_trunk_moves(tokenizer: Tokenizer, shards: TokenShards, tmp_path: Path) -> None:
     """Not even what no gradient trains: the corrections of DeepSeek's routers."""
     model, untouched = small("deepseek_v3", tokenizer), small("deepseek_v3", tokenizer)
-    heads = run(model, shards, tokenizer, tmp_path, MultiTokenConfig(trunk="frozen", decay=0.8))
+    heads = run(model, shards, tokenizer, tmp_path, MultiTokenConfig(heads=Residual(decay=0.8), trunk="frozen"))
     state, before = model.state_dict(), untouched.state_dict()
     assert all(torch.equal(state[name], before[name]) for name in before)
     assert all(p.requires_grad for p in model.parameters()) and model.training
@@ -158,7 +162,8 @@ def test_nothing_of_a_frozen_trunk_moves(tokenizer: Tokenizer, shards: TokenShar
     assert rows[-1]["future_loss"] < rows[0]["future_loss"]
 
 
-def test_a_recipe_ends_in_a_model_with_its_heads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("heads", [{"kind": "residual", "count": 4}, "sequential"], ids=["residual", "sequential"])
+def test_a_recipe_ends_in_a_model_with_its_heads(heads: Any, tmp_path: Path) -> None:
     (tmp_path / "docs").mkdir()
     for i in range(12):
         (tmp_path / "docs" / f"{i}.txt").write_text(
@@ -170,7 +175,12 @@ def test_a_recipe_ends_in_a_model_with_its_heads(tmp_path: Path) -> None:
         "data": {"sources": [str(tmp_path / "docs")], "held_out": 0.2},
         "tokenizer": {"vocab_size": 300},
         "model": {"family": "llama", "dim": 32, "layers": 2, "heads": 2, "hidden": 64},
-        "pretrain": {"objective": {"kind": "mtp", "count": 4}, "context": 64, "batch_size": 8, "budget": {"steps": 80}},
+        "pretrain": {
+            "objective": {"kind": "mtp", "heads": heads},
+            "context": 64,
+            "batch_size": 8,
+            "budget": {"steps": 80},
+        },
         "quantize": None,
     }
     path = tmp_path / "r.yaml"
@@ -194,9 +204,9 @@ def test_a_recipe_ends_in_a_model_with_its_heads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ("{kind: mtp, count: 0}", r"r.yaml:4: pretrain.objective.count: "),
-        ("{kind: mtp, weight: 0}", r"r.yaml:4: pretrain.objective.weight: "),
-        ("{kind: mtp, decay: 1.5}", r"r.yaml:4: pretrain.objective.decay: "),
+        ("{kind: mtp, heads: {kind: residual, count: 0}}", r"r.yaml:4: pretrain.objective.heads.count: "),
+        ("{kind: mtp, heads: {kind: residual, weight: 0}}", r"r.yaml:4: pretrain.objective.heads.weight: "),
+        ("{kind: mtp, heads: {kind: residual, decay: 1.5}}", r"r.yaml:4: pretrain.objective.heads.decay: "),
         ("{kind: mtp, trunk: melted}", r"r.yaml:4: pretrain.objective.trunk: "),
         ("{kind: mtp, trunk: frozen}\n  optimizer: {kind: mezo}", "mezo moves all weights by one loss"),
     ],

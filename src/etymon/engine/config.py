@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from etymon.config import Config
 from etymon.nn import Model
-from etymon.nn.future import FutureHeads
+from etymon.nn.mtp import AnyHeads
 
 
 class _Speculation(Config):
@@ -65,17 +65,19 @@ class EarlyExit(_Speculation):
 
 
 class Heads(_Speculation):
-    """Let heads guess that look further ahead than the model's own, all at once.
+    """Let heads guess that look further ahead than the model's own: residual ones all at once, sequential ones one
+    after the other, with a state of their own.
 
     - `model`: the directory in which they lie, or the heads themselves.
-    - `tokens`: no more than there are heads; all of them by default.
+    - `tokens`: no more than there are residual heads, all of them by default; the last sequential head goes on from its
+      own guesses.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
     kind: Literal["heads"] = "heads"
     tokens: int = Field(default=64, ge=1, le=64)
-    model: str | FutureHeads
+    model: str | AnyHeads
 
 
 def _read(value: Any) -> Any:

@@ -6,25 +6,23 @@ they guess right about as often as two models can agree, at any temperature.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from collections.abc import Sequence as Ids
-from copy import copy
-from random import Random
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from etymon.api import load
+from etymon.engine.chooser import Chooser, read_weights, sharing
 from etymon.engine.config import EarlyExit, EngineConfig, Heads, PromptLookup
 from etymon.engine.door import Door
 from etymon.engine.paging import Paging
 from etymon.engine.program import lower
-from etymon.engine.request import Request, Sampling
-from etymon.engine.sampler import Sampler
 from etymon.engine.scheduler import Scheduler
 from etymon.engine.sequence import Sequence
+from etymon.engine.sequential import SequentialDrafter
 from etymon.engine.speculation import Drafter, PromptLookupDrafter
 from etymon.errors import ConfigError
 from etymon.hub import read_future_heads
@@ -34,52 +32,7 @@ from etymon.nn.future import FutureHeads
 if TYPE_CHECKING:
     from etymon.text import Tokenizer
 
-# what a drafter does as the sampler will: all but what depends on a history, which it would have to forget again
-FOLLOWED = (
-    "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff", "top_n_sigma", "xtc",
-    "logit_bias", "allowed_ids", "banned_ids",
-)  # fmt: skip
-
 Call = Callable[[Tensor, State, list[Sequence], Model], Tensor]
-M = TypeVar("M", bound=nn.Module)
-
-
-class _Chooser:
-    """Chooses tokens for sequences as the engine's sampler is going to, but for penalties and constraints."""
-
-    def __init__(self, vocab: int, device: torch.device) -> None:
-        self._sampler = Sampler(vocab, device)
-        self._shadows: WeakKeyDictionary[Sequence, Sequence] = WeakKeyDictionary()
-
-    def shadow(self, sequence: Sequence) -> Sequence:
-        """Return another sequence of the same ids, which a drafter may keep elsewhere."""
-        found = self._shadows.get(sequence)
-        if found is None:
-            asked = sequence.sampling
-            chosen = Sampling(**{name: getattr(asked, name) for name in FOLLOWED})
-            found = Sequence(
-                sequence.request,
-                Request([0], chosen, salt=sequence.given.salt),
-                index=sequence.index,
-                forks=0,
-                context=sequence.limit,
-                text=None,
-                stop_ids=frozenset(),
-                salt=sequence.salt,
-            )
-            found.ids, found.random, found.reading = sequence.ids, Random(), False
-            self._shadows[sequence] = found
-        return found
-
-    def look_ahead(self, sequences: Iterable[Sequence]) -> None:
-        """Let the next tokens be chosen by the next random numbers of these sequences, which they keep."""
-        for sequence in sequences:
-            if not sequence.sampling.greedy:
-                self.shadow(sequence).random.setstate(sequence.random.getstate())
-
-    def choose(self, logits: Tensor, sequences: Ids[Sequence]) -> list[int]:
-        """Choose a token for each row of `logits` [rows, vocab]; -1 where they are not finite."""
-        return self._sampler.sample(logits, [self.shadow(sequence) for sequence in sequences])[0]
 
 
 class EarlyExitDrafter:
@@ -96,8 +49,8 @@ class EarlyExitDrafter:
         self._paging, self._call = paging, call
         self._cells = sum(1 for _ in self._model.trunk.mixers())
         self._pass = _Pass(self._model, self._first(paging.state))
-        self._chooser = _Chooser(vocab, model.device)
-        self.cost = _weights(self._model) / _weights(model)
+        self._chooser = Chooser(vocab, model.device)
+        self.cost = read_weights(self._model) / read_weights(model)
 
     def propose(self, sequences: Ids[Sequence], wanted: Ids[int]) -> list[list[int]]:
         """Return what the first layers would write."""
@@ -163,23 +116,10 @@ def _first_layers(model: Model, layers: int) -> Model:
     widths = list(spec.widths(model.spec.dim))
     if model.infill is not None or stack.repeats > 1 or widths[layers] != widths[-1]:
         raise ConfigError(f"engine.speculation: {model.spec.name} cannot be left early: use ngram or draft.")
-    early, short = _sharing(model), _sharing(stack)
+    early, short = sharing(model), sharing(stack)
     short.blocks = stack.blocks[:layers]
     setattr(early, "encoder" if model.decoder is None else "decoder", short)
     return early.eval()
-
-
-def _sharing(module: M) -> M:
-    """Return a module of the same parts, whose list of parts is its own."""
-    other = copy(module)
-    other._modules = dict(module._modules)
-    return other
-
-
-def _weights(model: Model) -> int:
-    """Return how many weights a token's pass reads."""
-    parts = (model.trunk.blocks, model.head)
-    return sum(parameter.numel() for part in parts for parameter in (*part.parameters(), *part.buffers()))
 
 
 class DraftModelDrafter:
@@ -190,7 +130,7 @@ class DraftModelDrafter:
         if model.decoder is None or model.encoder is not None or target.encoder is not None:
             raise ConfigError("engine.speculation: draft models are decoders alone, and guess for such.")
         self._model = model.eval()
-        self.cost = _weights(model) / _weights(target)
+        self.cost = read_weights(model) / read_weights(target)
         context = min(door.context, model.spec.context)
         limits = EngineConfig(
             slots=config.slots, context=context, tokens=config.tokens and max(config.tokens, context),
@@ -204,7 +144,7 @@ class DraftModelDrafter:
         self._pass = _Pass(model, self._paging.state)
         self._rows = Scheduler(self._paging, config.slots, config.chunk)
         self._chunk = config.chunk
-        self._chooser = _Chooser(door.vocab, model.device)
+        self._chooser = Chooser(door.vocab, model.device)
         self._following: dict[Sequence, Sequence] = {}  # in the order in which they came, not that of rows
 
     def propose(self, sequences: Ids[Sequence], wanted: Ids[int]) -> list[list[int]]:
@@ -317,10 +257,10 @@ class HeadsDrafter:
 
     def __init__(self, heads: FutureHeads, model: Model, vocab: int) -> None:
         self._heads, self._model = heads.eval(), model
-        self._chooser = _Chooser(vocab, model.device)
+        self._chooser = Chooser(vocab, model.device)
         self._behind: WeakKeyDictionary[Sequence, tuple[int, Tensor]] = WeakKeyDictionary()
         own, head = (sum(p.numel() for p in part.parameters()) / heads.count for part in (heads, model.head))
-        self.cost = (own + head) / _weights(model)  # the model's head is read once for all of them
+        self.cost = (own + head) / read_weights(model)  # the model's head is read once for all of them
 
     def note(self, sequences: Ids[Sequence], hidden: Tensor) -> None:
         """Take the hidden states [rows, dim] from which the last ids of `sequences` were chosen."""
@@ -348,27 +288,30 @@ class HeadsDrafter:
         return place == len(sequence.ids)
 
 
-def _build_heads(asked: Heads, model: Model, vocab: int) -> HeadsDrafter:
-    heads = asked.model
-    if not isinstance(heads, FutureHeads):
+def _build_heads(asked: Heads, model: Model, config: EngineConfig, door: Door) -> HeadsDrafter | SequentialDrafter:
+    heads, spec = asked.model, model.spec
+    if isinstance(heads, str):
         heads = read_future_heads(heads, model.device, model.dtype)
-    spec = model.spec
     if (heads.dim, heads.vocab) != (spec.width, spec.vocab):
         raise ConfigError(
             f"engine.speculation: these heads look at {heads.dim} channels and guess among {heads.vocab} tokens; "
             f"{spec.name} has {spec.width} and {spec.vocab}: heads go with the model that they were trained on."
         )
-    if "tokens" in asked.model_fields_set and asked.tokens > heads.count:
+    if isinstance(heads, FutureHeads) and "tokens" in asked.model_fields_set and asked.tokens > heads.count:
         raise ConfigError(
             f"engine.speculation: {heads.count} heads cannot guess {asked.tokens} tokens: lower `tokens`."
         )
-    weight = heads.linear.weight
+    weight = next(heads.parameters())
     if (weight.device, weight.dtype) != (model.device, model.dtype):
         raise ConfigError(
             f"engine.speculation: the heads are {weight.dtype} on {weight.device}, the model is {model.dtype} on "
             f"{model.device}: bring them there with `heads.to(…)`."
         )
-    return HeadsDrafter(heads, model, vocab)
+    if isinstance(heads, FutureHeads):
+        return HeadsDrafter(heads, model, door.vocab)
+    if model.encoder is not None:
+        raise ConfigError(f"engine.speculation: sequential heads guess for decoders alone, not for {spec.name}.")
+    return SequentialDrafter(heads, model, config, door)
 
 
 def _check_vocabularies(model: Model, tokenizer: Tokenizer | None, target: Model, own: Tokenizer | None) -> None:
@@ -403,7 +346,7 @@ def build_drafter(
     if isinstance(speculation, EarlyExit):
         return EarlyExitDrafter(model, speculation.layers, paging, door.vocab, call)
     if isinstance(speculation, Heads):
-        return _build_heads(speculation, model, door.vocab)
+        return _build_heads(speculation, model, config, door)
     smaller, own = speculation.model, tokenizer
     if not isinstance(smaller, Model):
         smaller, own = load(smaller, device=str(model.device), dtype=model.dtype)

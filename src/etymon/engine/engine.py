@@ -29,6 +29,7 @@ from etymon.engine.scheduler import Scheduler, Work
 from etymon.engine.score import check, report
 from etymon.engine.search import Search, Step, search_of
 from etymon.engine.sequence import Sequence
+from etymon.engine.sequential import SequentialDrafter
 from etymon.engine.source import Sources, spoken
 from etymon.engine.speculation import Speculator
 from etymon.engine.weights import LogprobDifference, Running, compare_logprobs, replace_weights
@@ -74,6 +75,7 @@ class Engine:
         )
         self._speculator: Speculator | None = None
         self._heads: HeadsDrafter | None = None
+        self._sequential: SequentialDrafter | None = None
         if self.config.speculation is not None:
             if self.config.deterministic and self._program is None:
                 raise ConfigError(
@@ -83,6 +85,7 @@ class Engine:
             drafter = build_drafter(model, tokenizer, self.config, self._door, self._paging, self._call)
             self._speculator = Speculator(drafter, self.config.speculation, self.vocab, model.device)
             self._heads = drafter if isinstance(drafter, HeadsDrafter) else None
+            self._sequential = drafter if isinstance(drafter, SequentialDrafter) else None
         self._sampler = Sampler(self.vocab, model.device, self._door.vocabulary)
         self._device = model.device
         self._numbers = itertools.count()
@@ -397,7 +400,9 @@ class Engine:
         return hidden[list(rows), list(columns)]
 
     def _show(self, sequences: list[Sequence], hidden: Tensor) -> None:
-        """Let searches see the hidden states [rows, time, dim] of prompts."""
+        """Let searches see the hidden states [rows, time, dim] of prompts, and a drafter that follows texts all."""
+        if self._sequential is not None:
+            self._sequential.read(sequences, hidden)
         for row, sequence in enumerate(sequences):
             if sequence.search is not None:
                 sequence.search.read(sequence.held, hidden[row, : sequence.pending])
@@ -460,6 +465,8 @@ class Engine:
             choice.created = origin.created
             if self._scheduler.fork(origin, choice):
                 choices.append(choice)
+                if self._sequential is not None:
+                    self._sequential.fork(origin, choice)
         origin.forks = 0
         return choices
 

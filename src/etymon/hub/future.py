@@ -4,6 +4,7 @@ in that of their model."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -12,30 +13,42 @@ from etymon.errors import CheckpointError, ConfigError
 from etymon.files import atomic_path, write_json
 from etymon.hub.tensors import open_tensors, read_json
 from etymon.nn.future import FutureHeads
+from etymon.nn.mtp import AnyHeads, SequentialHeads
+from etymon.spec import ModelSpec
 
 STEM = "future_heads"
 FORMAT = 1
 SIZES = ("dim", "count", "vocab")
 
 
-def write_future_heads(heads: FutureHeads, directory: str | Path) -> None:
+def write_future_heads(heads: AnyHeads, directory: str | Path) -> None:
     """Write the heads into `directory`, which is made if need be."""
     directory = Path(directory)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in heads.linear.state_dict().items()}
+    state = heads.linear.state_dict() if isinstance(heads, FutureHeads) else heads.state_dict()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with atomic_path(directory / f"{STEM}.safetensors") as path:
         save_file(tensors, path, metadata={"format": "pt"})
-    write_json(directory / f"{STEM}.json", {"format": FORMAT} | {name: getattr(heads, name) for name in SIZES})
+    if isinstance(heads, FutureHeads):
+        said: dict[str, Any] = {name: getattr(heads, name) for name in SIZES}
+    else:
+        said = {"kind": "sequential", "depth": heads.depth, "spec": heads.spec.to_dict()}
+    write_json(directory / f"{STEM}.json", {"format": FORMAT} | said)
+
+
+def holds_future_heads(directory: str | Path) -> bool:
+    """Whether heads lie in a directory."""
+    return (Path(directory) / f"{STEM}.json").exists()
 
 
 def copy_future_heads(source: Path, target: Path) -> None:
     """Write the heads that lie beside one model beside another; where there are none, do nothing."""
-    if (source / f"{STEM}.json").exists():
+    if holds_future_heads(source):
         write_future_heads(read_future_heads(source), target)
 
 
 def read_future_heads(
     directory: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> FutureHeads:
+) -> AnyHeads:
     """Read heads; their dtype is that of the file by default. Raises CheckpointError for files that are missing,
     damaged or do not fit each other."""
     directory = Path(directory)
@@ -43,23 +56,37 @@ def read_future_heads(
     value = read_json(path)
     if value.get("format") != FORMAT:
         raise CheckpointError(f"{path}: format {value.get('format')!r}, this version reads {FORMAT}")
+    try:
+        with torch.device("meta"):
+            heads = _described(value, path)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    except RuntimeError:
+        raise CheckpointError(f"{path}: {value}: by this, it should be more than a tensor can hold") from None
+    with open_tensors(directory, STEM) as files:
+        found = {name: files.read(name) for name in sorted(files.names())}
+    target = heads.linear if isinstance(heads, FutureHeads) else heads
+    shapes = {name: list(tensor.shape) for name, tensor in found.items()}
+    expected = {name: list(tensor.shape) for name, tensor in target.state_dict().items()}
+    if shapes != expected:
+        held = ", ".join(f"{name}: {shape}" for name, shape in shapes.items() if expected.get(name) != shape)
+        lacks = ", ".join(f"{name}: {shape}" for name, shape in expected.items() if shapes.get(name) != shape)
+        raise CheckpointError(f"{directory}: {STEM}.safetensors holds {held}; by {path.name} it should be {lacks}")
+    kind = {tensor.dtype for tensor in found.values()}
+    if len(kind) > 1 or not all(dtype.is_floating_point for dtype in kind):
+        raise CheckpointError(f"{directory}: {STEM}.safetensors holds {kind}: expected floating point of one dtype")
+    target.load_state_dict({name: tensor.to(device, dtype) for name, tensor in found.items()}, assign=True)
+    return heads
+
+
+def _described(value: dict[str, Any], path: Path) -> AnyHeads:
+    """Return the heads that a description calls for, without their weights."""
+    if value.get("kind", "residual") == "sequential":
+        if type(depth := value.get("depth")) is not int:
+            raise CheckpointError(f"{path}: depth {depth!r}: expected a whole number")
+        return SequentialHeads(ModelSpec.from_dict(value.get("spec", {})), depth)
     sizes = [size for size in map(value.get, SIZES) if type(size) is int]
     if len(sizes) < len(SIZES):
         raise CheckpointError(f"{path}: {value}: expected whole numbers for {', '.join(SIZES)}")
     dim, count, vocab = sizes
-    with open_tensors(directory, STEM) as files:
-        found = {name: files.read(name) for name in sorted(files.names())}
-    shapes = {name: list(tensor.shape) for name, tensor in found.items()}
-    expected = {"weight": [count * dim, dim], "bias": [count * dim]}
-    if shapes != expected:
-        raise CheckpointError(f"{directory}: {STEM}.safetensors holds {shapes}; by {path.name} it should be {expected}")
-    kind = {tensor.dtype for tensor in found.values()}
-    if len(kind) > 1 or not all(dtype.is_floating_point for dtype in kind):
-        raise CheckpointError(f"{directory}: {STEM}.safetensors holds {kind}: expected floating point of one dtype")
-    try:
-        with torch.device("meta"):
-            heads = FutureHeads(dim, count, vocab)
-    except ConfigError as error:
-        raise CheckpointError(f"{path}: {error}") from None
-    heads.linear.load_state_dict({name: tensor.to(device, dtype) for name, tensor in found.items()}, assign=True)
-    return heads
+    return FutureHeads(dim, count, vocab)

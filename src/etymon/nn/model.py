@@ -19,7 +19,7 @@ from etymon.nn.infill import Infill
 from etymon.nn.layout import Layout, Source, hiding
 from etymon.nn.linear import Linear
 from etymon.nn.memory import divide
-from etymon.nn.moe import ExpertLinear, MoE, Router, balance_loss, z_loss
+from etymon.nn.moe import ExpertLinear, MoE, Router, mixtures, penalties, settle
 from etymon.nn.norm import RMSNorm
 from etymon.nn.permutation import Order
 from etymon.nn.retrieval import Neighbours
@@ -304,30 +304,16 @@ class Model(nn.Module):
         return State(cells, lengths, capacity, source, windows, list(tables.values()))
 
     def mixtures(self) -> Iterator[tuple[str, MoE]]:
-        """Yield the mixtures of experts with their names; their `load` and `logits` tell how the last call went."""
-        for name, module in self.named_modules():
-            if isinstance(module, MoE):
-                yield name, module
+        """Yield the mixtures of experts with their names."""
+        return mixtures(self)
 
     def penalties(self) -> dict[str, Tensor]:
-        """Return by name what training may add to its loss, of the last call: how unevenly the routers use the experts,
-        and how large their logits are. Empty for a model without a mixture of experts."""
-        found = [(moe.op.router, moe.logits) for _, moe in self.mixtures() if moe.logits is not None]
-        if not found:
-            return {}
-        logits = [said for _, said in found]
-        return {"balance": balance_loss(logits, found[0][0]), "router_z": z_loss(logits)}
+        """Return by name what training may add to its loss (see `etymon.nn.moe.penalties`)."""
+        return penalties(self)
 
-    @torch.no_grad()
     def settle(self, rate: float) -> None:
-        """After an update: move what no gradient trains, the corrections of routers, by `rate` each, up for experts
-        that got fewer tokens than the average since the last time, down for others (Wang et al. 2024,
-        arXiv:2408.15664)."""
-        for _, moe in self.mixtures():
-            if moe.router.correction is not None and moe.served is not None:
-                served = moe.served.float()
-                moe.router.correction += rate * (served.mean() - served).sign()
-            moe.served = None
+        """After an update: move what no gradient trains (see `etymon.nn.moe.settle`)."""
+        settle(self, rate)
 
     def matrices(self) -> Iterator[tuple[str, Linear | ExpertLinear]]:
         """Yield the linear layers of the stacks with their names, those of experts stacked: what Muon works on."""
@@ -432,9 +418,10 @@ def with_head(model: Model, head: Head, seed: int = 0) -> Model:
 
 
 @torch.no_grad()
-def initialise(model: Model, seed: int) -> None:
-    """Draw fresh weights: N(0, 0.02) for embeddings and head; N(0, 1/sqrt(3 * fan-in)) for matrices of the stack;
-    those that add to the stream start at zero, so that every block starts as the identity (Fixup, arXiv:1901.09321).
+def initialise(model: nn.Module, seed: int) -> None:
+    """Draw fresh weights of a model or of what stands beside one: N(0, 0.02) for embeddings and head; N(0, 1/sqrt(3 *
+    fan-in)) for matrices of the stack; those that add to the stream start at zero, so that every block starts as the
+    identity (Fixup, arXiv:1901.09321).
 
     The values depend on the spec and the seed only, not on the device or dtype.
     """
@@ -444,14 +431,15 @@ def initialise(model: Model, seed: int) -> None:
         weight.copy_(torch.empty(weight.shape).normal_(0.0, std, generator=generator))
 
     outputs: list[Tensor] = []
+    head = model.head if isinstance(model, Model) else None
     for module in model.modules():
         if isinstance(module, nn.Embedding):
             normal(module.weight, 0.02)
         elif isinstance(module, Linear):
             if module.bias is not None:
                 module.bias.zero_()
-            if module is model.head.linear:
-                if not model.head.tied:
+            if head is not None and module is head.linear:
+                if not head.tied:
                     normal(module.weight, 0.02)
             else:
                 normal(module.weight, (3 * module.in_features) ** -0.5)

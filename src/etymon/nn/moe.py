@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -128,7 +128,7 @@ class MoE(nn.Module):
         self.token: Tensor | None = None  # of the last call: which token each of the experts' rows is
         self.tokens = 0
         self.logits: Tensor | None = None
-        self.served: Tensor | None = None  # in training: the load of all calls since `Model.settle`
+        self.served: Tensor | None = None  # in training: the load of all calls since `settle`
 
     @property
     def idle(self) -> int:
@@ -228,3 +228,32 @@ def z_loss(logits: Sequence[Tensor]) -> Tensor:
     """Return the mean squared logarithm of the router's partition function, which keeps its `logits` [tokens, experts]
     small (Zoph et al. 2022, arXiv:2202.08906, eq. 5)."""
     return torch.cat(list(logits)).logsumexp(-1).square().mean()
+
+
+def mixtures(module: nn.Module) -> Iterator[tuple[str, MoE]]:
+    """Yield the mixtures of experts in a model, or in what is trained together, with their names; their `load` and
+    `logits` tell how the last call went."""
+    for name, part in module.named_modules():
+        if isinstance(part, MoE):
+            yield name, part
+
+
+def penalties(module: nn.Module) -> dict[str, Tensor]:
+    """Return by name what training may add to its loss, of the last call: how unevenly the routers of a module use the
+    experts, and how large their logits are. Empty where there is no mixture of experts."""
+    found = [(moe.op.router, moe.logits) for _, moe in mixtures(module) if moe.logits is not None]
+    if not found:
+        return {}
+    logits = [said for _, said in found]
+    return {"balance": balance_loss(logits, found[0][0]), "router_z": z_loss(logits)}
+
+
+@torch.no_grad()
+def settle(module: nn.Module, rate: float) -> None:
+    """After an update: move what no gradient trains, the corrections of routers, by `rate` each, up for experts that
+    got fewer tokens than the average since the last time, down for others (Wang et al. 2024, arXiv:2408.15664)."""
+    for _, moe in mixtures(module):
+        if moe.router.correction is not None and moe.served is not None:
+            served = moe.served.float()
+            moe.router.correction += rate * (served.mean() - served).sign()
+        moe.served = None

@@ -32,7 +32,7 @@ from etymon.objectives.fim import FillInMiddle, FillInMiddleConfig
 from etymon.objectives.infilling import Infilling, InfillingConfig
 from etymon.objectives.mass import MaskedFragment, MaskedFragmentConfig
 from etymon.objectives.mlm import MaskedLM, MaskedLMConfig
-from etymon.objectives.mtp import MultiToken, MultiTokenConfig
+from etymon.objectives.mtp import MultiToken, MultiTokenConfig, Residual, Sequential
 from etymon.objectives.nsp import NextSentence, NextSentenceConfig
 from etymon.objectives.objective import Collated, Objective, ObjectiveConfig, Reads
 from etymon.objectives.pairs import Pairs, PairsConfig
@@ -86,11 +86,13 @@ __all__ = [
     "Reads",
     "ReplacedTokens",
     "ReplacedTokensConfig",
+    "Residual",
     "Retrieval",
     "RetrievalConfig",
     "SentenceOrder",
     "SentenceOrderConfig",
     "SentencePermutation",
+    "Sequential",
     "SimCSE",
     "Softmax",
     "SpanCorruption",

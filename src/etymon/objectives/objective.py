@@ -12,15 +12,15 @@ from torch import Tensor
 from etymon.config import Config
 from etymon.data import IGNORED, Encoded, Examples, Loader, PretrainLoader, Record, TokenShards
 from etymon.nn import Model
-from etymon.nn.future import FutureHeads
 from etymon.nn.layers import Layers
+from etymon.nn.mtp import AnyHeads
 from etymon.spec import ModelSpec
 from etymon.text import Tokenizer
 
 Reads = Literal["documents", "pairs", "labelled"]
 """What a loader has: text without end, pairs of texts, or texts with a class each."""
 
-Companion = Model | FutureHeads | Layers
+Companion = Model | AnyHeads | Layers
 """What an objective may train beside a model, and checkpoints keep with it."""
 
 

@@ -185,6 +185,10 @@ def _is_field(path: list[int | str], part: str) -> bool:
 def _message(details: ErrorDetails, path: Path_, text: RecipeText) -> str:
     name, kind, given = dotted(path), details["type"], details.get("input")
     if kind == "extra_forbidden":
+        others = [c for c in _models(_annotation(path[:-1])) if {"kind", path[-1]} <= c.model_fields.keys()]
+        if others:
+            kinds = " or ".join(str(c.model_fields["kind"].default) for c in others)
+            return f"unknown key {name!r} for this kind: it belongs to kind {kinds}."
         return f"unknown key {name!r}.{nearest(path)}"
     if kind == "missing":
         return f"{name} is missing: {_expected(path)}."

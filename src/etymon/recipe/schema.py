@@ -256,6 +256,9 @@ class SftSection(TrainSection):
         default="error", description="What becomes of a conversation that is longer than the context"
     )
     train_on: Literal["assistant", "last"] = Field(default="assistant", description="Every reply, or the last one only")
+    future_heads: Literal["trained", "dropped"] = Field(
+        default="trained", description="What becomes of heads that look ahead beside the pretrained model"
+    )
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -399,6 +402,9 @@ class Recipe(Config):
         return {name: section for name, section in found.items() if section is not None}
 
 
+NOT_BY_MEZO = "which mezo cannot train: it moves all weights by one loss. Set sft.future_heads: dropped"
+
+
 def _problems(recipe: Recipe) -> list[str]:
     """Return what does not fit together, as far as it can be seen without touching a file."""
     problems = []
@@ -425,6 +431,9 @@ def _problems(recipe: Recipe) -> list[str]:
     own = recipe.pretrain
     if own is not None and own.optimizer.kind == "mezo" and isinstance(own.objective, MultiTokenConfig):
         problems.append("pretrain: mezo moves all weights by one loss; the heads of mtp take a gradient of their own")
+    tuned, ahead = recipe.sft, own is not None and isinstance(own.objective, MultiTokenConfig)
+    if ahead and tuned is not None and tuned.optimizer.kind == "mezo" and tuned.future_heads == "trained":
+        problems.append(f"sft: pretraining leaves heads that look ahead, {NOT_BY_MEZO}")
     if isinstance(recipe.model, NewModel):
         problems += _context_problems(recipe, recipe.model)
     return problems + (_scaling_problems(recipe) if recipe.scaling is not None else [])

@@ -47,18 +47,29 @@ from etymon.evaluate import (
 )
 from etymon.evaluate.model import describe, nbytes
 from etymon.files import write_json
-from etymon.hub import copy_future_heads, locate
+from etymon.hub import copy_future_heads, holds_future_heads, locate, read_future_heads
 from etymon.nn import Model, with_head
-from etymon.objectives import CausalLM, Collated, MultiToken, Objective, Retrieval, choose_objective, trained_spec
+from etymon.objectives import (
+    CausalLM,
+    Collated,
+    MultiToken,
+    MultiTokenConfig,
+    Objective,
+    Retrieval,
+    choose_objective,
+    trained_spec,
+)
 from etymon.quant import quantize_int8
 from etymon.recipe import hooks, inputs, memory, records
 from etymon.recipe.budget import budget_of
 from etymon.recipe.progress import Working, heading, say
 from etymon.recipe.run import Run, binding, fingerprint, now
 from etymon.recipe.schema import (
+    NOT_BY_MEZO,
     LoadModel,
     PretrainSection,
     Recipe,
+    SftSection,
     TrainSection,
     TrainTokenizer,
     context_problems,
@@ -296,6 +307,9 @@ def _pretrain(run: Run) -> None:
     model = _pretrained_model(run, tokenizer, section)
     context = section.context or model.spec.context
     objective = choose_objective(model.spec, tokenizer, section.objective)
+    if isinstance(run.recipe.model, LoadModel) and holds_future_heads(locate(run.recipe.model.load)):
+        drawn = "draws new ones" if isinstance(objective, MultiToken) else "does not train them"
+        say(f"{run.recipe.model.load} has heads that look ahead, which are left behind: {objective.name} {drawn}")
     plain = isinstance(objective, CausalLM | MultiToken | Retrieval)
     if objective.reads == "documents":
         loader, callbacks = _document_loader(run, section, tokenizer, context, objective, plain)
@@ -335,11 +349,15 @@ def _sft(run: Run) -> None:
     section = run.recipe.sft
     assert section is not None
     tokenizer = Tokenizer.load(run.path / "tokenizer")
+    checkpoint: Path | None = None
     if run.recipe.pretrain is not None:
         checkpoint = trained_model(run, "pretrain")
         model = etymon.load(checkpoint, device=device_of(run.recipe), dtype=torch.float32)[0]
     else:
         model = _base_model(run, section, tokenizer)
+        if isinstance(run.recipe.model, LoadModel):
+            checkpoint = locate(run.recipe.model.load)
+    objective = _tuned_objective(run, section, checkpoint)
     context = section.context or model.spec.context
     renderer, found = Renderer(tokenizer), conversations(run)
     training = [c for c in found if c.split == "train"]
@@ -355,7 +373,22 @@ def _sft(run: Run) -> None:
     prompts = hooks.chat_prompts(renderer, sample_chats(run, found), context)
     if prompts:
         callbacks.append(hooks.Sampler(tokenizer, prompts, section.sample_every))
-    _fit(run, "sft", section, model, loader, callbacks, tokenizer)
+    _fit(run, "sft", section, model, loader, callbacks, tokenizer, objective)
+
+
+def _tuned_objective(run: Run, section: SftSection, checkpoint: Path | None) -> Objective:
+    """Return what fine-tuning minimises: the next token's loss, and with heads beside the checkpoint theirs."""
+    if checkpoint is None or not holds_future_heads(checkpoint):
+        return CausalLM()
+    if section.future_heads == "dropped":
+        say("the heads that look ahead are left behind, as sft.future_heads says")
+        return CausalLM()
+    if section.optimizer.kind == "mezo":
+        raise ConfigError(f"sft: {checkpoint} has heads that look ahead, {NOT_BY_MEZO}")
+    asked = None if run.recipe.pretrain is None else run.recipe.pretrain.objective
+    config = asked if isinstance(asked, MultiTokenConfig) else MultiTokenConfig()
+    say("the heads that look ahead are trained along, so that they fit the tuned model")
+    return MultiToken.going_on(read_future_heads(checkpoint, dtype=torch.float32), config)
 
 
 def _rendered(

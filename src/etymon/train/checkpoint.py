@@ -24,6 +24,7 @@ from etymon.hub.native import read_weights, stored_names
 from etymon.nn import Model
 from etymon.nn.future import FutureHeads
 from etymon.nn.layers import Layers
+from etymon.nn.mtp import AnyHeads, SequentialHeads
 from etymon.objectives.objective import Companion
 from etymon.text import Tokenizer
 from etymon.train.hardware import Precision
@@ -99,7 +100,7 @@ def write_checkpoint(
     with atomic_directory(path) as directory:
         write_model(model, tokenizer, directory)
         for name, companion in companions.items():
-            if isinstance(companion, FutureHeads):
+            if isinstance(companion, AnyHeads):
                 write_future_heads(companion, directory)
             elif isinstance(companion, Layers):
                 save_file({k: v.cpu() for k, v in weights(companion).items()}, directory / f"{name}.safetensors")
@@ -194,7 +195,7 @@ def load_companions(path: Path, companions: Mapping[str, Companion]) -> None:
     does."""
     for name, each in companions.items():
         match each:
-            case FutureHeads():
+            case FutureHeads() | SequentialHeads():
                 load_weights(path, each)
             case Layers():
                 load_weights(path / f"{name}.safetensors", each)
@@ -206,7 +207,7 @@ def load_weights(path: Path, model: Companion) -> None:
     """Put the weights of a model directory into `model`, or those of a file into layers. Raises CheckpointError as
     `load_checkpoint` does."""
     found: Iterable[tuple[str, Tensor]]
-    if isinstance(model, FutureHeads):
+    if isinstance(model, AnyHeads):
         found = read_future_heads(path).state_dict().items()
     elif isinstance(model, Layers):
         found = _load(path).items()
@@ -225,7 +226,7 @@ def load_weights(path: Path, model: Companion) -> None:
 def weights(model: Companion) -> dict[str, Tensor]:
     """Return the tensors that a checkpoint holds, by name: shared ones once."""
     state = model.state_dict()
-    if isinstance(model, FutureHeads | Layers):
+    if isinstance(model, AnyHeads | Layers):
         return state
     return {name: state[name] for name in sorted(stored_names(model))}
 

@@ -22,6 +22,7 @@ from etymon.data import Examples, Loader
 from etymon.errors import CheckpointError, ConfigError, TrainingError
 from etymon.files import atomic_directory, write_json
 from etymon.nn import Dropout, Model, flops_per_token, set_dropout
+from etymon.nn.moe import settle
 from etymon.objectives import Collated, Objective
 from etymon.objectives.objective import Companion
 from etymon.spec import ModelSpec
@@ -434,7 +435,7 @@ class _Run:
         if not gradient.finite:
             self._refuse(batch, step, gradient.loss, gradient.norm)
         apply_gradient(self.optimizers)
-        self.model.settle(self.config.penalties.correction)
+        settle(self.trained, self.config.penalties.correction)
         row: Row = {"loss": gradient.loss, "lr": lr, "grad_norm": gradient.norm, "clipped_norm": gradient.clipped_norm}
         return row, gradient.losses
 

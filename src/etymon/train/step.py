@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from etymon.data import Examples
 from etymon.errors import TrainingError
-from etymon.nn import Model
+from etymon.nn import Model, moe
 from etymon.objectives import Objective
 from etymon.train.hardware import Precision
 from etymon.train.optimizers import MeZO
@@ -53,14 +53,14 @@ def compute_gradient(
     trained: nn.Module | None = None,
 ) -> Gradient:
     """Leave the clipped gradient of the mean loss over ALL trained tokens of `batch` in the parameters' `.grad`, with
-    the model's own penalties by these weights (the loss that is returned is without them). `trained` has the parameters
-    that are, where these are more than the model's.
+    the penalties of what is trained by these weights (the loss that is returned is without them). `trained` has the
+    parameters that are, where these are more than the model's.
 
     Each micro-batch contributes its summed loss over the trained tokens of the whole batch, so that their number and
     the distribution of trained tokens over them change nothing. Raises TrainingError where no token is trained.
     """
     totals: dict[str, Tensor] = {}
-    for losses, penalized in _losses(model, objective, batch, micro_batch, precision, penalties):
+    for losses, penalized in _losses(model, objective, batch, micro_batch, precision, penalties, trained):
         _add(totals, losses)
         penalized.backward()
     parameters = [p for p in (trained or model).parameters() if p.grad is not None]
@@ -118,8 +118,10 @@ def _losses(
     micro_batch: int | None,
     precision: Precision,
     penalties: Mapping[str, float],
+    trained: nn.Module | None = None,
 ) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-    """Yield each micro-batch's share of the mean loss: its parts, and their sum with the model's own penalties."""
+    """Yield each micro-batch's share of the mean loss: its parts, and their sum with the penalties of what is trained,
+    the model alone by default."""
     if batch.trained == 0:
         raise TrainingError("a batch trains no token: every target is -100. Look at the data and its masks")
     weights = {name: weight for name, weight in penalties.items() if weight}
@@ -133,7 +135,7 @@ def _losses(
             found = objective.losses(model, part.to(model.device))
         losses = {name: each / batch.trained for name, each in found.items()}
         loss = torch.stack(tuple(losses.values())).sum()
-        for name, penalty in model.penalties().items() if weights else ():
+        for name, penalty in moe.penalties(trained or model).items() if weights else ():
             loss = loss + weights.get(name, 0.0) * penalty * (part.trained / batch.trained)
         yield losses, loss
 
