@@ -187,8 +187,8 @@ def _message(details: ErrorDetails, path: Path_, text: RecipeText) -> str:
     if kind == "extra_forbidden":
         others = [c for c in _models(_annotation(path[:-1])) if {"kind", path[-1]} <= c.model_fields.keys()]
         if others:
-            kinds = " or ".join(str(c.model_fields["kind"].default) for c in others)
-            return f"unknown key {name!r} for this kind: it belongs to kind {kinds}."
+            whose = " or ".join(str(c.model_fields["kind"].default) for c in others)
+            return f"unknown key {name!r} for this kind: it belongs to kind {whose}."
         return f"unknown key {name!r}.{nearest(path)}"
     if kind == "missing":
         return f"{name} is missing: {_expected(path)}."
