@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 import psutil
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -132,3 +136,15 @@ def spread(values: list[float], digits: int = 2) -> str:
     """Return "median (lowest – highest)"."""
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{middle:,.{digits}f} ({low:,.{digits}f} – {high:,.{digits}f})"
+
+
+def alone(work: Callable[..., T], *given: Any) -> T:
+    """Return `work(*given)`, done in a process of its own, where nothing is resident from before."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, given)
+
+
+def most_resident() -> int:
+    """Return the most bytes that were resident; what getrusage says is inherited from the process before."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))

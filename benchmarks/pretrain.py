@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import multiprocessing
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -33,7 +32,7 @@ from etymon.nn import Model, flops_per_token
 from etymon.text import Tokenizer
 from etymon.train import AdamWConfig
 from etymon.train.hardware import matmul_peak
-from measure import Rounds, Span, Stopwatch, spread
+from measure import Rounds, Span, Stopwatch, alone, most_resident, spread
 from peers import LitGPT, NanoGPT, NanoRecipe, Shape, TransformersGPT2, fingerprint, load_nanogpt, share_weights
 from publish import Report, Table, arguments, command, parse
 from to_loss import add_arguments, held_out_loss, to_loss
@@ -117,19 +116,15 @@ def speed(options: argparse.Namespace) -> Report:
 
 def peak_memory(nanogpt: Path, shape: Shape) -> dict[str, int]:
     """Return the bytes that two training steps took, each side in a process of its own."""
-    found = {}
-    for name in (OURS, EAGER, TRANSFORMERS):
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(1) as pool:
-            found[name] = pool.apply(_memory_of, (name, nanogpt, shape, torch.get_num_threads()))
-    return found
+    threads = torch.get_num_threads()
+    return {name: alone(_memory_of, name, nanogpt, shape, threads) for name in (OURS, EAGER, TRANSFORMERS)}
 
 
 def _memory_of(name: str, nanogpt: Path, shape: Shape, threads: int) -> int:
     torch.set_num_threads(threads)
     stream = np.random.default_rng(0).integers(0, shape.vocab, 50_000, dtype=np.uint16)
     recipe, module = NanoRecipe(bias=True), load_nanogpt(nanogpt)
-    before = _most_resident()
+    before = most_resident()
     if name == OURS:
         given = {"layers": shape.layers, "dim": shape.dim, "heads": shape.heads, "context": shape.context}
         model = etymon.build(family_named("gpt2").spec(**given, vocab=shape.vocab))
@@ -143,13 +138,7 @@ def _memory_of(name: str, nanogpt: Path, shape: Shape, threads: int) -> int:
         step = (peer or TransformersGPT2(shape, stream, recipe)).step
         for _ in range(2):
             step(RATE)
-    return _most_resident() - before
-
-
-def _most_resident() -> int:
-    """Return the most bytes that were resident; what getrusage says is inherited from the process before."""
-    status = Path("/proc/self/status").read_text()
-    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    return most_resident() - before
 
 
 def _race(

@@ -176,7 +176,9 @@ def test_quick_optimizers_write_their_result(tmp_path: Path) -> None:
     import optimizers
 
     optimizers.main(["--quick", "--threads", "1", "--results", str(tmp_path)])
-    data = json.loads(next(tmp_path.glob("optimizers-*.json")).read_text(encoding="utf-8"))["optimizers"]
+    found = json.loads(next(tmp_path.glob("optimizers-*.json")).read_text(encoding="utf-8"))
+    data = found["optimizers"]
+    assert found["memory"].keys() == {"inference", "mezo"}
     assert data.keys() == optimizers.TRIED.keys()
     assert all(0 < each["loss"] < 6.5 and each["step_ms"] > 0 for each in data.values())
     assert data["mezo"]["bytes_per_parameter"] == 0 < data["adafactor"]["bytes_per_parameter"] < 4

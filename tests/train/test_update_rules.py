@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from etymon.train.optimizers import SOAP, Adafactor, Adam8bit, GaLore, Lion
+from etymon.train.optimizers import SOAP, Adafactor, Adam8bit, GaLore, Lion, Shampoo
 from etymon.train.optimizers.adam8bit import code_values, dequantize, quantize
 
 SHAPES = [(24, 10), (10, 24), (7,), (3, 8, 6)]
@@ -132,11 +132,81 @@ def test_soap_is_the_papers_algorithm(max_dim):
         assert (found - expected).norm() < 0.02 * moved
 
 
-def test_soap_turns_the_parts_of_a_fused_matrix_apart():
+def power_of(c, power, eps):
+    """C^-power by singular values, of C as a part of its largest eigenvalue and eps of the identity."""
+    u, s, _ = torch.linalg.svd(c / torch.linalg.matrix_norm(c, 2) + eps * torch.eye(len(c)))
+    return u @ torch.diag(s**-power) @ u.T
+
+
+def shampoo_by_the_papers(p, series, *, lr, decay, beta1, beta2, eps, every, left, right, power):
+    """Algorithm 1 of arXiv:1802.09568 with running means, and arXiv:2002.09018's grafting, for one matrix."""
+    m = v = torch.zeros_like(p).double()
+    big_l, big_r = (torch.zeros(n, n).double() for n in p.shape)
+    p, root_l, root_r = p.double(), torch.eye(p.shape[0]).double(), torch.eye(p.shape[1]).double()
+    power = power if left and right else 0.5
+    for t, gradient in enumerate(series):
+        g = gradient.double()
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g**2
+        big_l = beta2 * big_l + (1 - beta2) * g @ g.T
+        big_r = beta2 * big_r + (1 - beta2) * g.T @ g
+        if t % every == 0:
+            root_l = power_of(big_l, power, eps) if left else root_l
+            root_r = power_of(big_r, power, eps) if right else root_r
+        adam = m / (1 - beta1 ** (t + 1)) / ((v / (1 - beta2 ** (t + 1))).sqrt() + eps)
+        u = root_l @ m @ root_r if left or right else adam
+        p = p - lr * decay * p - lr * u * adam.norm() / u.norm()
+    return p
+
+
+@pytest.mark.parametrize(("max_dim", "power"), [(64, 0.5), (64, 0.25), (12, 0.5), (4, 0.5)])
+def test_shampoo_is_the_papers_algorithm(max_dim, power):
+    """On both sides, on the smaller one, on none, which is Adam."""
+    shapes = [(10, 12), (24, 10), (10, 24)]
+    options = {"betas": (0.9, 0.95), "eps": 1e-4, "every": 4, "max_dim": max_dim, "power": power}
+    start = [torch.randn(s, generator=torch.Generator().manual_seed(9)) + 0.1 for s in shapes]
+    ours, _ = run(lambda ps: Shampoo(group(ps), options), shapes, steps=30)
+    for seed, (found, shape) in enumerate(zip(ours, shapes, strict=True)):
+        sides = {"left": shape[0] <= max_dim, "right": shape[1] <= max_dim}
+        settings = {"lr": 0.01, "decay": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-4, "every": 4, "power": power}
+        expected = shampoo_by_the_papers(start[seed], gradients(shape, 30, seed), **settings, **sides)
+        assert (found - expected).norm() < 1e-3 * (expected - start[seed]).norm()
+
+
+def test_shampoo_without_memory_makes_gradients_orthogonal():
+    """(G G^T)^-1/4 G (G^T G)^-1/4 is U V^T of G's singular vectors, which is Muon's direction."""
+    gradient = torch.randn(9, 9, generator=torch.Generator().manual_seed(3))
+    p = nn.Parameter(torch.zeros(9, 9))
+    options = {"betas": (0.0, 0.0), "eps": 1e-12, "every": 1, "max_dim": 64, "power": 0.25}
+    p.grad = gradient.clone()
+    Shampoo(group([p], weight_decay=0.0), options).step()
+    u, _, v = torch.linalg.svd(gradient)
+    direction = -p.detach() / p.detach().norm() * 3
+    torch.testing.assert_close(direction, u @ v, rtol=0, atol=2e-2)
+
+
+def test_shampoo_of_a_matrix_that_is_not_used():
+    """An expert without tokens: its gradient is zero, and what the others get is no less finite."""
+    p = nn.Parameter(torch.randn(2, 6, 5, generator=torch.Generator().manual_seed(1)))
+    optimizer = Shampoo(
+        group([p], parts={p: (6,)}, weight_decay=0.0),
+        {"betas": (0.9, 0.95), "eps": 1e-6, "every": 2, "max_dim": 64, "power": 0.5},
+    )
+    start = p.detach().clone()
+    for step, gradient in enumerate(gradients((2, 6, 5), 6)):
+        p.grad = gradient
+        p.grad[1] *= step >= 3
+        optimizer.step()
+        assert p.isfinite().all() and torch.equal(p[1], start[1]) == (step < 3)
+        assert not torch.equal(p[0], start[0])
+
+
+@pytest.mark.parametrize("kind", [SOAP, Shampoo])
+def test_the_parts_of_a_fused_matrix_have_covariances_of_their_own(kind):
     options = {"betas": (0.9, 0.9), "eps": 1e-8, "every": 2, "max_dim": 64}
+    options |= {"power": 0.5, "eps": 1e-4} if kind is Shampoo else {}
     whole = nn.Parameter(torch.randn(12, 8, generator=torch.Generator().manual_seed(1)))
     apart = [nn.Parameter(part.clone()) for part in whole.detach().split((8, 4))]
-    fused, split = SOAP(group([whole], parts={whole: (8, 4)}), options), SOAP(group(apart), options)
+    fused, split = kind(group([whole], parts={whole: (8, 4)}), options), kind(group(apart), options)
     for gradient in gradients((12, 8), 12):
         whole.grad = gradient
         for p, each in zip(apart, gradient.split((8, 4)), strict=True):

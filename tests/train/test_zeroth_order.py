@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -108,6 +112,14 @@ def test_no_gradient_and_no_state_exist():
     assert not graph
     assert all(p.grad is None for p in model.parameters())
     assert not optimizer_tensors(model, optimizers)
+
+
+def test_its_memory_is_that_of_inference():
+    """With gradients it would be 1.7 times as much, and more with a graph."""
+    script = Path(__file__).with_name("memory_process.py")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    inference, mezo = map(int, done.stdout.split())
+    assert mezo < 1.15 * inference
 
 
 def test_a_model_learns_from_forward_passes(tmp_path):

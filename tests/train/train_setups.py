@@ -20,6 +20,7 @@ from etymon.train import (
     LionConfig,
     MeZOConfig,
     MuonConfig,
+    ShampooConfig,
     SOAPConfig,
     TrainConfig,
 )
@@ -31,6 +32,7 @@ OPTIMIZERS: dict[str, OptimizerSettings] = {
         AdamWConfig(lr=1e-2),
         MuonConfig(),
         SOAPConfig(lr=1e-2, every=3),
+        ShampooConfig(lr=1e-2, every=3),
         LionConfig(lr=1e-3, weight_decay=0.1),
         AdafactorConfig(lr=3e-2, momentum=0.9),
         Adam8bitConfig(lr=1e-2, block=80, min_size=500),

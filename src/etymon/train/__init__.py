@@ -16,6 +16,7 @@ from etymon.train.optimizers import (
     MeZOConfig,
     Muon,
     MuonConfig,
+    ShampooConfig,
     SOAPConfig,
     scale_output,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "MuonConfig",
     "OneCycle",
     "SOAPConfig",
+    "ShampooConfig",
     "Tokens",
     "TrainConfig",
     "TrainingInterrupted",

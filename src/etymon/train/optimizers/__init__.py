@@ -9,6 +9,7 @@ from etymon.train.optimizers.groups import Group, GroupRule, OptimizerSettings, 
 from etymon.train.optimizers.lion import Lion, LionConfig
 from etymon.train.optimizers.mezo import MeZO, MeZOConfig
 from etymon.train.optimizers.muon import KELLER_JORDAN, POLAR_EXPRESS, Muon, MuonConfig, orthogonalize
+from etymon.train.optimizers.shampoo import Shampoo, ShampooConfig
 from etymon.train.optimizers.soap import SOAP, SOAPConfig
 from etymon.train.optimizers.state import load_optimizer_tensors, optimizer_tensors, set_learning_rate, state_bytes
 from etymon.train.optimizers.width import scale_output, width_factors
@@ -35,6 +36,8 @@ __all__ = [
     "OptimizerConfig",
     "OptimizerSettings",
     "SOAPConfig",
+    "Shampoo",
+    "ShampooConfig",
     "build_optimizers",
     "frozen",
     "load_optimizer_tensors",

@@ -16,11 +16,20 @@ from etymon.train.optimizers.groups import OptimizerSettings, plan_groups
 from etymon.train.optimizers.lion import LionConfig
 from etymon.train.optimizers.mezo import MeZOConfig
 from etymon.train.optimizers.muon import MuonConfig
+from etymon.train.optimizers.shampoo import ShampooConfig
 from etymon.train.optimizers.soap import SOAPConfig
 from etymon.train.together import Together
 
 OptimizerConfig = Annotated[
-    AdamWConfig | MuonConfig | SOAPConfig | LionConfig | AdafactorConfig | Adam8bitConfig | GaLoreConfig | MeZOConfig,
+    AdamWConfig
+    | MuonConfig
+    | SOAPConfig
+    | ShampooConfig
+    | LionConfig
+    | AdafactorConfig
+    | Adam8bitConfig
+    | GaLoreConfig
+    | MeZOConfig,
     Field(discriminator="kind"),
 ]
 """The settings of one optimizer, by its `kind`."""

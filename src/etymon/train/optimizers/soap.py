@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
-from etymon.train.optimizers.groups import Beta, Group, Kind, OptimizerSettings
+from etymon.train.optimizers.covariances import Sides, follow, new_sides, parts_of, sides_of
+from etymon.train.optimizers.groups import Beta, Group, OptimizerSettings
 from etymon.train.optimizers.optimizer import Optimizer, State, adam_direction, count, counter
-
-TURNED: frozenset[Kind] = frozenset({"matrices", "head", "embeddings"})
 
 
 class SOAPConfig(OptimizerSettings):
@@ -46,55 +44,31 @@ class SOAP(Optimizer):
 
     def new_state(self, p: Tensor, group: dict[str, Any]) -> State:
         """Return both moments, and of each part and side that is turned a covariance and a basis [..., side, side]."""
-        state = {"step": counter(), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
-        for part, rows in enumerate(self._parts(p, group)):
-            for side, size in (("left", rows), ("right", p.shape[-1])):
-                vocabulary = side == "left" and group["kind"] != "matrices"
-                if size <= group["max_dim"] and not vocabulary:
-                    for what in ("covariance", "basis"):
-                        state[f"{side}_{what}.{part}"] = p.new_zeros((*p.shape[:-2], size, size))
-        return state
+        moments = {"step": counter(), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        return moments | new_sides(p, group, "basis")
 
     def update(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], states: list[State]) -> None:
         """Move by Adam's direction in the turned basis, then follow the covariances."""
         for p, gradient, state in zip(params, grads, states, strict=True):
-            parts = self._parts(p, group)
-            step = count(state)
+            step, parts = count(state), parts_of(p, group)
             if not parts:
                 self._adam(p, gradient, state, group, step)
                 continue
             split = [x.split(parts, -2) for x in (p, gradient, state["exp_avg"], state["exp_avg_sq"])]
             for part, (weight, slope, mean, square) in enumerate(zip(*split, strict=True)):
-                sides = dict(_sides(state, part))
+                sides = sides_of(state, part, "basis")
                 if step > 1:
                     turned = _turn(slope, sides)
                     direction = adam_direction(turned, mean, square, step - 1, group["betas"], group["eps"])
                     weight.mul_(1 - group["lr"] * group["weight_decay"])
                     weight.sub_(_turn(direction, sides, back=True), alpha=group["lr"])
-                _follow(slope, mean, sides, group["betas"][1], step, group["every"])
-
-    @staticmethod
-    def _parts(p: Tensor, group: dict[str, Any]) -> tuple[int, ...]:
-        """Return the rows of the parts that are turned; none where Adam moves the parameter as it is."""
-        if group["kind"] not in TURNED:
-            return ()
-        return tuple(group["parts"].get(p, p.shape[-2:-1]))
+                _follow_all(slope, mean, sides, group["betas"][1], step, group["every"])
 
     @staticmethod
     def _adam(p: Tensor, gradient: Tensor, state: State, group: dict[str, Any], step: int) -> None:
         moments = state["exp_avg"], state["exp_avg_sq"]
         p.mul_(1 - group["lr"] * group["weight_decay"])
         p.sub_(adam_direction(gradient, *moments, step, group["betas"], group["eps"]), alpha=group["lr"])
-
-
-Sides = dict[str, tuple[Tensor, Tensor]]
-"""The covariance and the basis [..., side, side] of the sides ("left", "right") of a matrix that are turned."""
-
-
-def _sides(state: State, part: int) -> Iterator[tuple[str, tuple[Tensor, Tensor]]]:
-    for side in ("left", "right"):
-        if f"{side}_basis.{part}" in state:
-            yield side, (state[f"{side}_covariance.{part}"], state[f"{side}_basis.{part}"])
 
 
 def _turn(x: Tensor, sides: Sides, *, back: bool = False) -> Tensor:
@@ -107,11 +81,11 @@ def _turn(x: Tensor, sides: Sides, *, back: bool = False) -> Tensor:
     return x
 
 
-def _follow(gradient: Tensor, mean: Tensor, sides: Sides, beta: float, step: int, every: int) -> None:
+def _follow_all(gradient: Tensor, mean: Tensor, sides: Sides, beta: float, step: int, every: int) -> None:
     """Take the gradient into the covariances; now and then find their bases and turn the mean into these."""
     for side, (covariance, basis) in sides.items():
         left = side == "left"
-        covariance.lerp_(gradient @ gradient.mT if left else gradient.mT @ gradient, 1 - beta)
+        follow(covariance, gradient, side, beta)
         if step == 1:
             basis.copy_(torch.linalg.eigh(covariance).eigenvectors.flip(-1))  # the largest first, as iterations sort
         elif (step - 1) % every == 0:
