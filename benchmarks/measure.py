@@ -139,7 +139,11 @@ def spread(values: list[float], digits: int = 2) -> str:
 
 
 def alone(work: Callable[..., T], *given: Any) -> T:
-    """Return `work(*given)`, done in a process of its own, where nothing is resident from before."""
+    """Return `work(*given)`, done in a process of its own, where nothing is resident from before.
+
+    There, what is freed is not resident either: glibc otherwise keeps some of it, now more, now less.
+    """
+    os.environ.update({f"MALLOC_{name}_THRESHOLD_": "65536" for name in ("MMAP", "TRIM")})  # children inherit it
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(work, given)
 

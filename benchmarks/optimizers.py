@@ -210,6 +210,7 @@ def random_batch(spec: ModelSpec, rows: int = ROWS) -> Batch:
 def memory_of(kind: str, spec: ModelSpec, threads: int) -> int:
     """Return the bytes that a model and two steps took, or two forward passes without gradients."""
     torch.set_num_threads(threads)
+    build_optimizers(etymon.build(QUICK), AdamWConfig())  # torch's optimizers load 40 MiB of code
     batch, before = random_batch(spec, rows=2), most_resident()
     model = etymon.build(spec, seed=0)
     optimizers = [] if kind == INFERENCE else build_optimizers(model, TRIED[kind][0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -115,9 +116,12 @@ def test_no_gradient_and_no_state_exist():
 
 
 def test_its_memory_is_that_of_inference():
-    """With gradients it would be 1.7 times as much, and more with a graph."""
+    """With gradients kept it would be 2.7 times as much, and 5 with a graph."""
     script = Path(__file__).with_name("memory_process.py")
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    returned = {f"MALLOC_{name}_THRESHOLD_": "65536" for name in ("MMAP", "TRIM")}  # what is freed is not resident
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=True, env=os.environ | returned
+    )
     inference, mezo = map(int, done.stdout.split())
     assert mezo < 1.15 * inference
 
