@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar, Literal, Self
@@ -13,11 +14,15 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from etymon.config import Config
 from etymon.data import IGNORED, Batch, Examples
 from etymon.errors import ConfigError
 from etymon.nn import Model
+from etymon.nn.boundary import SpanBoundary
+from etymon.nn.head import LMHead
+from etymon.nn.linear import Linear
 from etymon.objectives import masking
-from etymon.objectives.masking import Draw, Dynamic, Tokens, Units
+from etymon.objectives.masking import Draw, Dynamic, Spans, Tokens, Units
 from etymon.objectives.objective import Objective, ObjectiveConfig
 from etymon.spec import LM, ModelSpec
 from etymon.text import Tokenizer, Words, segmenter
@@ -46,10 +51,27 @@ class TokenMasking(Masking):
     draw: Draw = Dynamic()
 
 
+class SpanBoundaryConfig(Config):
+    """SpanBERT's second objective (Joshi et al. 2019, arXiv:1907.10529, section 3.2): each token of a hidden span is
+    told also from the states beside the span and its place in it, by two layers that the model goes on without. There
+    are vectors of `width` for so many `places`, as in the authors' code; tokens behind those are left out."""
+
+    places: int = Field(default=20, ge=1, le=1000)
+    width: int = Field(default=200, ge=1, le=10_000)
+
+
 class MaskedLMConfig(TokenMasking):
-    """What is hidden, and what becomes of it."""
+    """What is hidden, and what becomes of it; with `boundary`, which `units` of spans can have, the loss of both
+    objectives is summed."""
 
     kind: Literal["mlm"] = "mlm"
+    boundary: SpanBoundaryConfig | None = None
+
+    @model_validator(mode="after")
+    def _spans_have_boundaries(self) -> Self:
+        if self.boundary is not None and not isinstance(self.units, Spans):
+            raise ValueError(f"boundary is what spans have, and the units are {self.units.kind}. Set units: spans")
+        return self
 
 
 @dataclass(frozen=True)
@@ -57,7 +79,7 @@ class MaskedLM(Objective):
     """BERT's objective (Devlin et al. 2018, arXiv:1810.04805), whose masks are drawn as `config` says.
 
     Tokens that are not `special` are chosen, and most of them become the id `mask`; the model predicts all of them.
-    `words` are those of the tokenizer, where they are hidden whole.
+    `words` are those of the tokenizer, where they are hidden whole. `span_boundary` is trained beside the model.
     """
 
     name: ClassVar[str] = "mlm"
@@ -66,6 +88,7 @@ class MaskedLM(Objective):
     special: tuple[int, ...]
     config: TokenMasking = MaskedLMConfig()
     words: Words | None = None
+    span_boundary: SpanBoundary | None = None
 
     @classmethod
     def control(cls, config: TokenMasking) -> tuple[str, ...]:
@@ -87,14 +110,24 @@ class MaskedLM(Objective):
     @classmethod
     def of(cls, spec: ModelSpec, tokenizer: Tokenizer, config: TokenMasking) -> Self:
         """Raises ConfigError for a tokenizer without a mask token."""
-        return cls(
-            mask_of(cls.name, tokenizer), *vocabulary(tokenizer), config=config, words=words_of(tokenizer, config)
-        )
+        layers = boundary_of(spec, config) if isinstance(config, MaskedLMConfig) else None
+        ids = (mask_of(cls.name, tokenizer), *vocabulary(tokenizer))
+        return cls(*ids, config=config, words=words_of(tokenizer, config), span_boundary=layers)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """All but the words, which are the tokenizer's."""
-        return {name: value for name, value in super().settings.items() if name != "words"}
+        """All but the words, which are the tokenizer's, and layers, which follow from the rest."""
+        found = {name: value for name, value in super().settings.items() if name not in ("words", "span_boundary")}
+        if found.get("boundary", ...) is None:  # as runs were recorded before there was such a setting
+            del found["boundary"]
+        return found
+
+    def companions(self, model: Model) -> Mapping[str, SpanBoundary]:
+        """Return the layers that tell tokens from what stands beside their span, where `config` asks for them."""
+        if self.span_boundary is None:
+            return {}
+        self.span_boundary.begin()
+        return {"span_boundary": self.span_boundary.to(model.device)}
 
     @cached_property
     def ordinary(self) -> NDArray[np.int64]:
@@ -118,10 +151,34 @@ class MaskedLM(Objective):
         seen, targets = self.hide(batch.input_ids.numpy(), random)
         return dataclasses.replace(batch, input_ids=torch.from_numpy(seen), targets=torch.from_numpy(targets))
 
-    def loss(self, model: Model, batch: Batch) -> Tensor:
-        """Return the summed negative log-likelihood of the tokens that were chosen."""
-        output = model(batch.input_ids, position_ids=batch.position_ids, documents=batch.documents, logits=False)
-        return model.head.loss(output.last_hidden_state, batch.targets)
+    def read(self, model: Model, batch: Any) -> Tensor:
+        """Return the states [batch, time, dim] that tokens are told from."""
+        given = {"position_ids": batch.position_ids, "documents": batch.documents, "logits": False}
+        hidden: Tensor = model(batch.input_ids, **given).last_hidden_state
+        return hidden
+
+    def loss(self, model: Model, batch: Any) -> Tensor:
+        """Return the summed negative log-likelihood of the tokens that were chosen, by one or both objectives."""
+        return torch.stack(tuple(self.losses(model, batch).values())).sum()
+
+    def losses(self, model: Model, batch: Any) -> dict[str, Tensor]:
+        """Return the `loss` of masked language modelling, and the `boundary_loss` where there is one."""
+        hidden = self.read(model, batch)
+        losses = {"loss": model.head.loss(hidden, batch.targets)}
+        if self.span_boundary is not None and isinstance(model.head.linear, Linear):  # a quantised model trains nothing
+            assert isinstance(model.head, LMHead)
+            losses["boundary_loss"] = self.span_boundary.loss(model.head, hidden, batch.targets, batch.documents)
+        return losses
+
+
+def boundary_of(spec: ModelSpec, config: MaskedLMConfig) -> SpanBoundary | None:
+    """Return new layers for a model of `spec`, where `config` asks for them."""
+    if config.boundary is None:
+        return None
+    assert isinstance(spec.head, LM)
+    narrow = spec.head.projection
+    width = spec.width if narrow is None else narrow.width
+    return SpanBoundary(spec.width, width, config.boundary.places, config.boundary.width)
 
 
 def choose(

@@ -102,8 +102,9 @@ class TranslationLM(MaskedLM):
         )
         return TranslationBatch(*map(torch.from_numpy, (seen, targets, *(padded(rows, 0) for rows in fields))))
 
-    def loss(self, model: Model, batch: Any) -> Tensor:
-        """Return the summed negative log-likelihood of the tokens that were chosen."""
+    def read(self, model: Model, batch: Any) -> Tensor:
+        """Return the states [batch, time, dim] of both texts."""
         langs = batch.langs if self.several else None
-        output = model(batch.input_ids, batch.real, batch.position_ids, langs=langs, logits=False)
-        return model.head.loss(output.last_hidden_state, batch.targets)
+        given = {"langs": langs, "logits": False}
+        hidden: Tensor = model(batch.input_ids, batch.real, batch.position_ids, **given).last_hidden_state
+        return hidden
