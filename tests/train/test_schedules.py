@@ -7,7 +7,9 @@ import torch
 import transformers
 from pydantic import ValidationError
 from torch.optim.lr_scheduler import OneCycleLR
+from train_setups import OPTIMIZERS, Counting, config, tiny_model
 
+from etymon.objectives import CausalLM
 from etymon.train import (
     Budget,
     Constant,
@@ -18,7 +20,11 @@ from etymon.train import (
     Tokens,
     TrainConfig,
     WarmupStableDecay,
+    fit,
+    loop,
+    step,
 )
+from etymon.train.optimizers import build_optimizers
 from etymon.train.schedules import in_steps, steps_of
 
 SCHEDULES = [
@@ -115,6 +121,44 @@ def test_one_cycle_is_that_of_torch(rise, start, final):
     assert [schedule.factor(step, 200) for step in range(199)] == pytest.approx(theirs, abs=1e-9)
     assert schedule.factor(199, 200) == pytest.approx(final)
     assert OneCycle().factor(0, 1) == 1.0
+
+
+@pytest.mark.parametrize("kind", ["adamw", "lion", "muon"])
+def test_one_cycle_turns_the_momentum_as_torch_does(kind, tmp_path, monkeypatch):
+    """In `fit`, at every step and in every group; the second beta stays."""
+    seen, optimizer, total = [], OPTIMIZERS[kind], 20
+
+    def groups_of(optimizers):
+        return [group for each in optimizers for group in each.param_groups]
+
+    def second(groups):
+        return [group.get("betas", (0, 0))[1] for group in groups]
+
+    def spy(optimizers):
+        groups = groups_of(optimizers)
+        assert second(groups) == second(groups_of(build_optimizers(tiny_model(), optimizer)))
+        seen.append({group["betas"][0] if "betas" in group else group["momentum"] for group in groups})
+        step.apply_gradient(optimizers)
+
+    monkeypatch.setattr(loop, "apply_gradient", spy)
+    schedule = OneCycle(momentum=(0.85, 0.95))
+    fit(tiny_model(), Counting(), CausalLM(), config(total, optimizer=optimizer, schedule=schedule), tmp_path)
+    theirs = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=1.0, betas=(0.9, 0.99))
+    scheduler = OneCycleLR(theirs, max_lr=1.0, total_steps=total, base_momentum=0.85, max_momentum=0.95)
+    for number, found in enumerate(seen):
+        assert list(found) == pytest.approx([theirs.param_groups[0]["betas"][0]], abs=1e-9)
+        theirs.step()
+        if number < total - 1:
+            scheduler.step()
+    assert len(seen) == total
+
+
+def test_momentum_that_is_not_there_does_not_cycle():
+    given = {"budget": {"steps": 1}, "schedule": {"kind": "one_cycle", "momentum": [0.85, 0.95]}}
+    for kind in ("mezo", "adafactor"):
+        with pytest.raises(ValidationError, match=f"{kind} has no momentum"):
+            TrainConfig.model_validate(given | {"optimizer": {"kind": kind}})
+    TrainConfig.model_validate(given | {"optimizer": {"kind": "adafactor", "momentum": 0.9}})
 
 
 def test_a_horizon_is_longer_or_shorter_than_the_run():

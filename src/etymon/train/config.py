@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -10,7 +10,7 @@ from etymon.config import Config
 from etymon.nn import Dropout
 from etymon.train.average import Average
 from etymon.train.optimizers import MuonConfig, OptimizerConfig
-from etymon.train.schedules import Schedule, WarmupStableDecay, unit_of
+from etymon.train.schedules import OneCycle, Schedule, WarmupStableDecay, unit_of
 from etymon.train.warmup import BatchWarmup, ContextWarmup
 
 Interval = Annotated[
@@ -79,6 +79,13 @@ class TrainConfig(Config):
     sample_every: Interval = 0.25
     checkpoint_every: Interval = 0.1
     keep: int = Field(default=2, ge=1)
+
+    @model_validator(mode="after")
+    def _has_the_momentum_that_cycles(self) -> Self:
+        cycles = isinstance(self.schedule, OneCycle) and self.schedule.momentum is not None
+        if cycles and all(getattr(self.optimizer, name, None) is None for name in ("betas", "momentum")):
+            raise ValueError(f"schedule.momentum: {self.optimizer.kind} has no momentum. Leave it out")
+        return self
 
 
 # What may change between a run and its resumption, because no weight depends on it.

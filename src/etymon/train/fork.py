@@ -11,20 +11,24 @@ from etymon.files import atomic_directory, write_json, write_text
 from etymon.train.checkpoint import RECORD, checkpoint_path, list_checkpoints, read_trainer
 from etymon.train.config import Budget, TrainConfig
 from etymon.train.metrics import metrics_line, read_metrics
-from etymon.train.schedules import AnySchedule, in_steps
+from etymon.train.schedules import AnySchedule, in_steps, momentum_at
 
 # settings, besides the schedule, whose meaning may depend on how long a run is
 LENGTHS = ("average", "batch_warmup", "context_warmup")
 
 
 def shared_steps(schedule: AnySchedule, shorter: int, longer: int) -> int:
-    """Return how many first updates have the same learning rate in runs of `shorter` and of `longer` updates.
+    """Return how many first updates have the same rates and momentum in runs of `shorter` and of `longer` updates.
 
     A warm-up of a fixed number of steps and a stable phase (WSD) share all but the decay; a cosine shares nothing.
     Lengths in tokens must have become steps before (`in_steps`).
     """
     steps = range(min(shorter, longer))
-    return next((s for s in steps if schedule.factor(s, shorter) != schedule.factor(s, longer)), len(steps))
+
+    def at(step: int, total: int) -> tuple[float, float | None]:
+        return schedule.factor(step, total), momentum_at(schedule, step, total)
+
+    return next((s for s in steps if at(s, shorter) != at(s, longer)), len(steps))
 
 
 def fork(source: Path, run: Path, step: int, steps: int) -> None:

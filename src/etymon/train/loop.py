@@ -56,9 +56,9 @@ from etymon.train.hardware import (
 )
 from etymon.train.lookahead import batches_ahead
 from etymon.train.metrics import Metrics, Row
-from etymon.train.optimizers import MeZO, build_optimizers, frozen, set_learning_rate
+from etymon.train.optimizers import MeZO, build_optimizers, frozen, set_learning_rate, set_momentum
 from etymon.train.progress import Progress, describe, say
-from etymon.train.schedules import in_steps, steps_of
+from etymon.train.schedules import in_steps, momentum_at, steps_of
 from etymon.train.signals import Signals
 from etymon.train.step import Gradient, apply_gradient, bad_parameters, compute_gradient, estimate_gradient, seed_step
 from etymon.train.together import together
@@ -431,6 +431,8 @@ class _Run:
     def _update(self, batch: Examples, step: int, total: int) -> tuple[Row, Mapping[str, float]]:
         """Take update number `step` (from 0); return what it was, and the losses before it."""
         lr = set_learning_rate(self.optimizers, self.schedule.factor(step, total))
+        if (momentum := momentum_at(self.schedule, step, total)) is not None:
+            set_momentum(self.optimizers, momentum)
         gradient = self._gradient(batch, step)
         if not gradient.finite:
             self._refuse(batch, step, gradient.loss, gradient.norm)

@@ -37,6 +37,9 @@ Length = Annotated[
 """A number of steps (int), a part of the run (a float below 1: 0.02 is 2% of the steps), or a number of tokens."""
 
 
+Part = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
 def steps_of(length: int | float | Tokens, total: int) -> int:
     """Return `length` in steps of a run of `total`; a positive part of a run is at least one step.
 
@@ -138,19 +141,34 @@ class InverseSquareRoot(Config):
 
 class OneCycle(Config):
     """Half a cosine up over `rise`, from `start` times the rate, and half a cosine down to `final` times the rate at
-    the last update (Smith & Topin 2017, arXiv:1708.07120, as fast.ai draws it). Momentum stays as it is."""
+    the last update (Smith & Topin 2017, arXiv:1708.07120, as fast.ai draws it).
+
+    With `momentum`, the optimizer's (Adam's first beta) goes the other way: from the second number down to the first,
+    where the rate is highest, and back. Theirs is (0.85, 0.95).
+    """
 
     kind: Literal["one_cycle"] = "one_cycle"
     rise: Length = 0.3
     start: float = Field(default=1 / 25, gt=0.0, le=1.0)
     final: float = Field(default=1 / 250_000, ge=0.0, le=1.0)
+    momentum: tuple[Part, Part] | None = None
 
     def factor(self, step: int, total: int) -> float:
         """Return the factor in [0, 1] for the update number `step` (from 0) of `total`."""
-        top = max(0, steps_of(self.rise, total) - 1)
-        if step <= top:
-            return _half_cosine(self.start, 1.0, step / top if top else 1.0)
-        return _half_cosine(1.0, self.final, min(1.0, (step - top) / max(1, total - 1 - top)))
+        return self._between(self.start, 1.0, self.final, step, total)
+
+    def momentum_at(self, step: int, total: int) -> float | None:
+        """Return the momentum for the update number `step` (from 0) of `total`; None where it stays as it is."""
+        if self.momentum is None:
+            return None
+        low, high = self.momentum
+        return self._between(high, low, high, step, total)
+
+    def _between(self, begin: float, top: float, end: float, step: int, total: int) -> float:
+        highest = max(0, steps_of(self.rise, total) - 1)
+        if step <= highest:
+            return _half_cosine(begin, top, step / highest if highest else 1.0)
+        return _half_cosine(top, end, min(1.0, (step - highest) / max(1, total - 1 - highest)))
 
 
 class WarmupStableDecay(Config):
@@ -175,6 +193,11 @@ class WarmupStableDecay(Config):
 
 AnySchedule = WarmupStableDecay | Cosine | Linear | InverseSquareRoot | OneCycle | Constant
 Schedule = Annotated[AnySchedule, Field(discriminator="kind")]
+
+
+def momentum_at(schedule: AnySchedule, step: int, total: int) -> float | None:
+    """Return the momentum that a schedule asks for at the update number `step` (from 0) of `total`, if it does."""
+    return schedule.momentum_at(step, total) if isinstance(schedule, OneCycle) else None
 
 
 Settings = TypeVar("Settings", bound=Config)

@@ -11,7 +11,13 @@ from etymon.train.optimizers.mezo import MeZO, MeZOConfig
 from etymon.train.optimizers.muon import KELLER_JORDAN, POLAR_EXPRESS, Muon, MuonConfig, orthogonalize
 from etymon.train.optimizers.shampoo import Shampoo, ShampooConfig
 from etymon.train.optimizers.soap import SOAP, SOAPConfig
-from etymon.train.optimizers.state import load_optimizer_tensors, optimizer_tensors, set_learning_rate, state_bytes
+from etymon.train.optimizers.state import (
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+    set_momentum,
+    state_bytes,
+)
 from etymon.train.optimizers.width import scale_output, width_factors
 
 __all__ = [
@@ -46,6 +52,7 @@ __all__ = [
     "plan_groups",
     "scale_output",
     "set_learning_rate",
+    "set_momentum",
     "state_bytes",
     "width_factors",
 ]

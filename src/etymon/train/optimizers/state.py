@@ -20,6 +20,15 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], factor: float
     return float(groups[0]["lr"])
 
 
+def set_momentum(optimizers: Iterable[torch.optim.Optimizer], momentum: float) -> None:
+    """Set the momentum of every group, which Adam and its kin call the first beta."""
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        if "betas" in group:
+            group["betas"] = (momentum, *group["betas"][1:])
+        elif group.get("momentum") is not None:
+            group["momentum"] = momentum
+
+
 def optimizer_tensors(model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Return the optimizers' state as `parameter name/entry` → tensor: all that they remember between steps."""
     names: dict[Tensor, str] = {p: name for name, p in model.named_parameters()}
