@@ -776,6 +776,13 @@ class Causal:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prefix(Causal):
+    """The tokens of a prefix, which is given before anything is written, see one another too (Liu et al. 2018,
+    arXiv:1801.10198; Raffel et al. 2019, arXiv:1910.10683). Each call says which they are; a row without a prefix is
+    read from left to right."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Infill(Causal):
     """A text with a blank, then what fills it (Du et al. 2021, arXiv:2103.10360): the tokens of the text see one
     another too. A row that fills nothing is read from left to right.
@@ -839,6 +846,14 @@ class Stack:
         crosswise = any(isinstance(op, Attention) and isinstance(op.scores, Disentangled) for op in ops)
         if crosswise != isinstance(self.relative, RelativeTable):
             raise ConfigError("a stack has a RelativeTable where its attentions are Disentangled, and only there")
+        if isinstance(self.visibility, Prefix) and not self.attends:
+            raise ConfigError("a stack that reads token after token has no prefix that sees itself")
+
+    @property
+    def attends(self) -> bool:
+        """Whether positions meet in plain attention only, which may see in either direction."""
+        plain = (Attention, LatentAttention, Dense, Gated, MoE)
+        return all(type(sub.op) in plain for block in set(self.blocks) for sub in block.subs)
 
     @property
     def depth(self) -> int:
@@ -1044,6 +1059,8 @@ class ModelSpec:
             raise ConfigError(f"{self.name}: encoder_embed belongs to models with an encoder and a decoder")
         if self.start is not None and len(self.stacks) < 2:
             raise ConfigError(f"{self.name}: start={self.start} belongs to a decoder behind an encoder")
+        if isinstance(self.trunk.visibility, Prefix) and (len(self.stacks) == 2 or self.decoder is None):
+            raise ConfigError(f"{self.name}: a prefix that sees itself belongs to a decoder alone")
         if self.embed.vocab is not None:
             raise ConfigError(f"{self.name}: a vocabulary of its own belongs to encoder_embed, not to embed")
         crosses = any(isinstance(sub.op, CrossAttention) for block in set(self.trunk.blocks) for sub in block.subs)

@@ -15,7 +15,8 @@ from etymon.data import Document
 from etymon.errors import ConfigError, DataError
 from etymon.evaluate import PerplexityConfig, bits_per_byte, difference
 from etymon.evaluate.perplexity import _windows
-from etymon.nn import Model
+from etymon.nn import Model, with_visibility
+from etymon.spec import Prefix
 from etymon.text import Tokenizer
 
 
@@ -73,6 +74,14 @@ def test_a_long_document_is_scored_by_the_windows_that_the_setting_gives(model: 
         done = stop
     assert len(ids) > 60
     assert result.total.nats == pytest.approx(expected, rel=1e-6)
+
+
+def test_nothing_of_a_document_is_a_prefix_that_sees_itself(model: Model, tokenizer: Tokenizer) -> None:
+    """What stands before a window's scored tokens was scored itself: a prefix would see it again from both sides."""
+    config = PerplexityConfig(context=20, stride=7)
+    seeing = with_visibility(model, Prefix())
+    found, plain = (bits_per_byte(m, documents(4), tokenizer, config).total.nats for m in (seeing, model))
+    assert found == pytest.approx(plain, rel=1e-6)
 
 
 def test_more_context_is_used_when_given(tokenizer: Tokenizer) -> None:

@@ -27,6 +27,7 @@ from etymon.objectives import (
     TokenMasking,
     UL2Config,
     choose_objective,
+    trained_spec,
 )
 from etymon.objectives.ul2 import MIXTURES
 from etymon.text import DEFAULT_SPECIAL, Tokenizer
@@ -74,6 +75,7 @@ def test_a_text_is_learned_by_heart(run: str, shards: TokenShards, tokenizer: To
     name, config, steps = RUNS[run]
     family = family_named(name)
     spec = family.spec(**(family.tiny | {"vocab": tokenizer.vocab_size}))
+    spec = trained_spec(spec, config)
     objective = choose_objective(spec, tokenizer, config)
     train = TrainConfig(
         budget=Budget(steps=steps),

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
-from etymon.data import IGNORED, Batch, PairBatch
+from etymon.data import IGNORED, Batch, ConversationLoader, PairBatch
 from etymon.data.batch import make_batch
 from etymon.errors import ConfigError
 from etymon.families import family_named
-from etymon.nn import build
-from etymon.objectives import PrefixLM, PrefixLMConfig, choose_objective
-from etymon.objectives.prefix_lm import PrefixBatch, suffix_length
-from etymon.text import Tokenizer
+from etymon.nn import Model, build, with_visibility
+from etymon.objectives import MultiToken, MultiTokenConfig, PrefixLM, PrefixLMConfig, choose_objective, trained_spec
+from etymon.objectives.choice import objective_config
+from etymon.objectives.clm import prefixes
+from etymon.objectives.prefix_lm import suffix_length
+from etymon.spec import Prefix
+from etymon.text import Renderer, Tokenizer
 
 START, END = 0, 1
 
@@ -58,9 +63,9 @@ def test_an_encoder_reads_the_prefix_and_the_decoder_writes_the_rest() -> None:
 
 def test_a_decoder_alone_is_trained_behind_the_prefix_of_each_document() -> None:
     batch = packed(64, 60)
-    got = PrefixLM(None, None, PrefixLMConfig(sight="full")).collate(batch, dice())
-    assert isinstance(got, PrefixBatch) and torch.equal(got.input_ids, batch.input_ids)
-    trained = got.targets != IGNORED
+    got = PrefixLM(None, None).collate(batch, dice())
+    assert type(got) is Batch and torch.equal(got.input_ids, batch.input_ids)
+    trained, prefix = got.targets != IGNORED, prefixes(got)
     assert torch.equal(got.targets[trained], batch.targets[trained])
     shares = []
     for row in range(64):
@@ -72,13 +77,12 @@ def test_a_decoder_alone_is_trained_behind_the_prefix_of_each_document() -> None
                 continue
             assert taken and taken == asked[len(asked) - len(taken) :]  # the end of it, without a gap
             cut = taken[0] + 1  # the first token that is predicted
-            for i in places[:6]:
-                assert got.attention_mask[row, i, places].tolist() == [j <= i or j < cut for j in places]
+            assert prefix[row, places].tolist() == [place < cut for place in places]
             if len(places) > 10:
                 shares.append(len(taken) / len(places))
     assert abs(np.mean(shares) - 0.5) < 0.1
-    causal = PrefixLM(None, None, PrefixLMConfig(sight="causal")).collate(batch, dice())
-    assert type(causal) is Batch and torch.equal(causal.targets, got.targets)
+    whole = prefixes(replace(batch, targets=batch.input_ids))  # all is trained: a token that only sees itself is left
+    assert torch.equal(whole[:, 1:], batch.documents.diff() > 0)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bloom", "deepseek_v2"])
@@ -92,14 +96,17 @@ def test_only_a_full_prefix_sees_itself(family: str) -> None:
     ids = dice(2).integers(4, 90, size=(2, 24))
     batch = make_batch(ids, ids, np.zeros(ids.shape, dtype=np.bool_))
     for sight in ("full", "causal"):
-        got = PrefixLM(None, None, PrefixLMConfig(sight=sight)).collate(batch, dice(3))
+        config = PrefixLMConfig(sight=sight)
+        model = with_visibility(model, PrefixLM.trains(model.spec, config).trunk.visibility)
+        got = PrefixLM(None, None, config).collate(batch, dice(3))
         first = int((got.targets[0] != IGNORED).nonzero()[0])  # the last token of the prefix
         assert 3 < first < 20
 
-        def seen(place: int, got: Batch = got) -> torch.Tensor:
-            mask = got.attention_mask if isinstance(got, PrefixBatch) else None
+        def seen(place: int, got: Batch = got, model: Model = model) -> torch.Tensor:
+            prefix = prefixes(got) if model.prefixed else None
             embedded = model.embed.tokens(got.input_ids).detach().requires_grad_()
-            out = model(None, mask, got.position_ids, inputs_embeds=embedded, documents=got.documents, logits=False)
+            told = {"inputs_embeds": embedded, "documents": got.documents, "prefix": prefix}
+            out = model(None, None, got.position_ids, **told, logits=False)
             out.last_hidden_state[0, place].pow(3).sum().backward()
             assert embedded.grad is not None
             return embedded.grad[0].abs().sum(-1) > 1e-9
@@ -115,6 +122,7 @@ def test_only_a_full_prefix_sees_itself(family: str) -> None:
     [
         ("bert", "writes no text behind a prefix"),
         ("mamba", "Set `sight: causal`"),
+        ("llama", r"etymon.nn.with_visibility\(model, Prefix\(\)\)"),
         ("glm", "take {kind: infilling, documents: 1}"),
     ],
 )
@@ -125,3 +133,50 @@ def test_what_does_not_fit_is_refused(family: str, message: str, tokenizer: Toke
         choose_objective(spec, tokenizer, PrefixLMConfig(sight="full"))
     if family == "mamba":
         choose_objective(spec, tokenizer, PrefixLMConfig(sight="causal"))
+
+
+def test_a_batch_trains_by_the_mask_that_it_always_did(tokenizer: Tokenizer) -> None:
+    """Bit for bit: the loss and gradients of the papers' mask, passed as [batch, time, time], over packed documents."""
+    named = family_named("llama")
+    model = build(named.spec(**named.tiny), seed=1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)) * 0.1)
+    config = PrefixLMConfig(sight="full")
+    seeing = with_visibility(model, Prefix())
+    objective = choose_objective(seeing.spec, tokenizer, config)
+    assert trained_spec(model.spec, config) == seeing.spec and objective_config(seeing.spec).kind == "prefix_lm"
+    batch = packed(4, 60)
+    got = objective.collate(batch, dice())
+    objective.loss(seeing, got).backward()
+
+    time, first = 60, np.zeros((4, 60), dtype=np.int64)  # the last place of each token's prefix
+    for row in range(4):
+        for document in set(batch.documents[row].tolist()):
+            places = (batch.documents[row] == document).nonzero()[:, 0]
+            trained = [int(place) for place in places if got.targets[row, place] != IGNORED]
+            first[row, places] = trained[0] if trained else -1
+    mask = np.tri(time, dtype=np.bool_) | (np.arange(time) <= first)[:, None, :]
+    hidden = model(got.input_ids, torch.from_numpy(mask), got.position_ids, documents=got.documents, logits=False)
+    loss = model.head.loss(hidden.last_hidden_state, got.targets)
+    loss.backward()
+    assert torch.equal(loss, objective.loss(seeing, got))
+    assert torch.equal(loss, MultiToken.of(seeing.spec, tokenizer, MultiTokenConfig()).losses(seeing, got)["loss"])
+    for ours, theirs in zip(seeing.parameters(), model.parameters(), strict=True):
+        assert ours.grad is not None and theirs.grad is not None and torch.equal(ours.grad, theirs.grad)
+    causal = model(got.input_ids, None, got.position_ids, documents=got.documents, logits=False)
+    assert not torch.equal(model.head.loss(causal.last_hidden_state, got.targets), loss)
+
+
+def test_of_a_conversation_the_first_prompt_is_the_prefix(tokenizer: Tokenizer) -> None:
+    """What the loader trains is what serving reads: later turns from left to right."""
+    turns = [{"role": role, "content": text} for role, text in (("user", "a cat?"), ("assistant", "yes"))] * 2
+    renderer = Renderer(tokenizer)
+    whole = renderer.render(turns)
+    asked = [renderer.render(turns[:n], add_generation_prompt=True) for n in (1, 3)]
+    assert [prompt.prefix for prompt in asked] == [len(asked[0].ids)] * 2 and whole.prefix == len(asked[0].ids)
+    batch = ConversationLoader([whole, whole], 1, 2 * len(whole.ids) + 3).batch(0)
+    starts = [0, len(whole.ids) - 1]
+    shown = [at for start in starts for at in range(start, start + whole.prefix)]
+    padding = range(2 * len(whole.ids) - 2, batch.input_ids.shape[1])
+    assert prefixes(batch)[0].nonzero()[:, 0].tolist() == [*shown, *padding]

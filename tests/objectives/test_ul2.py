@@ -13,7 +13,7 @@ from etymon.data.batch import make_batch
 from etymon.errors import ConfigError, DataError
 from etymon.families import family_named
 from etymon.objectives import UL2, ObjectiveConfig, PrefixDenoiser, SpanDenoiser, UL2Config, choose_objective
-from etymon.objectives.prefix_lm import PrefixBatch
+from etymon.objectives.clm import prefixes
 from etymon.objectives.ul2 import MIXTURES, MODES
 from etymon.text import DEFAULT_SPECIAL, Tokenizer
 
@@ -29,10 +29,9 @@ def random_batch(rows: int, time: int) -> Batch:
 
 def sides(batch: Batch, config: UL2Config, decoder: bool = False) -> list[tuple[list[int], list[int]]]:
     """Collate; return what is given and what is wanted of each row, the latter without its end."""
-    full = config.model_copy(update={"sight": "full"})
-    objective = UL2(PROMPTS, SENTINELS, None if decoder else START, END, full)
+    objective = UL2(PROMPTS, SENTINELS, None if decoder else START, END, config)
     got = objective.collate(batch, np.random.default_rng(0))
-    found = []
+    found, shown = [], None if isinstance(got, PairBatch) else prefixes(got)
     for i in range(len(batch.input_ids)):
         wanted = got.targets[i][got.targets[i] != IGNORED].tolist()
         if isinstance(got, PairBatch):
@@ -44,9 +43,7 @@ def sides(batch: Batch, config: UL2Config, decoder: bool = False) -> list[tuple[
             given = got.input_ids[i, : place + 1].tolist()
             assert got.input_ids[i, place + 1 : place + len(wanted)].tolist() == wanted[:-1]
             assert got.input_ids.shape == batch.input_ids.shape
-            assert isinstance(got, PrefixBatch)
-            sight = np.tri(batch.input_ids.shape[1], dtype=bool) | (np.arange(batch.input_ids.shape[1]) <= place)
-            assert (got.attention_mask[i].numpy() == sight).all()
+            assert shown[i].tolist() == [at <= place for at in range(batch.input_ids.shape[1])]
         assert wanted.pop() == END
         found.append((given, wanted))
     return found

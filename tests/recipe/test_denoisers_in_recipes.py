@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import etymon
 from etymon.errors import ConfigError
 from etymon.families import family_named
 from etymon.nn import build
+from etymon.objectives import UL2Config, trained_spec
 from etymon.recipe.inputs import control_tokens
 from etymon.recipe.loading import load_recipe, write_recipe
 from etymon.recipe.run import open_run
 from etymon.recipe.stages import check_inputs, run_stages
+from etymon.spec import Causal
 from etymon.text import DEFAULT_SPECIAL, Tokenizer
 
 
@@ -90,7 +93,7 @@ def test_a_recipe_of_its_own(objective: Any, model: dict[str, Any], expected: st
     assert expected in control_tokens(loaded)
 
 
-def test_a_causal_checkpoint_goes_on_with_ul2r(tmp_path: Path) -> None:
+def test_a_causal_checkpoint_goes_on_with_ul2r_and_says_how_it_sees(tmp_path: Path) -> None:
     tokenizer = Tokenizer.train(["Text says that the cat sat."], 300, special_tokens=(*DEFAULT_SPECIAL, "<extra_id_0>"))
     family = family_named("llama")
     spec = family.spec(**(family.tiny | {"vocab": tokenizer.vocab_size}))
@@ -99,7 +102,17 @@ def test_a_causal_checkpoint_goes_on_with_ul2r(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no control token \[NLU\], \[S2S\], \[NLG\]. Set `modes: none`"):
         check_inputs(load_recipe(recipe(tmp_path, {"kind": "ul2", "mixture": "ul2r"}, model)), "cpu")
     one = [{"kind": "prefix", "rate": 0.5}]  # there is one sentinel
-    settings = {"kind": "ul2", "mixture": one, "modes": "none", "sight": "causal"}
+    settings = {"kind": "ul2", "mixture": one, "modes": "none", "sight": "full"}
     with open_run(load_recipe(recipe(tmp_path, settings, model))) as run:
         run_stages(run, until="pretrain")
     assert (tmp_path / "run" / "pretrain" / "COMPLETE").exists()
+    *_, checkpoint = sorted((tmp_path / "run" / "pretrain" / "checkpoints").iterdir())
+    trained, _ = etymon.load(checkpoint)
+    assert trained.prefixed and trained_spec(trained.spec) == trained.spec
+    assert trained_spec(trained.spec, UL2Config(sight="causal")) == replace(
+        trained.spec, decoder=replace(trained.spec.trunk, visibility=Causal())
+    )
+    path = recipe(tmp_path, "prefix_lm", {"load": str(checkpoint)})
+    path.write_text(path.read_text() + "sft: {sources: [builtin], budget: {steps: 1}, train_on: last}\n")
+    with pytest.raises(ConfigError, match=r"r.yaml:\d+: sft.train_on is last.*Set `train_on: assistant`"):
+        check_inputs(load_recipe(path), "cpu")

@@ -37,6 +37,7 @@ class Door:
         self.vocabulary = Vocabulary(tokenizer, self.vocab) if tokenizer is not None else None
         _check_languages(spec, config)
         self.generates, self.translates = model.decoder is not None, model.encoder is not None
+        self.prefixed = getattr(model, "prefixed", False)
         own = frozenset(tokenizer.stop_ids) if tokenizer is not None else frozenset()
         self.ends: frozenset[int] = own | frozenset(config.ends)
         self.grammars = Grammars(tokenizer, frozenset(id for id in self.ends if id < self.vocab), self.vocab)
@@ -74,6 +75,7 @@ class Door:
                 param="prompt",
                 code="context_length_exceeded",
             )
+        prefix = self._prefix(request, prompt) if self.prefixed else None
         source = None if request.source is None else self._checked(request.source, "source")
         if source is not None and len(source) > self.source_context:
             raise RequestError(
@@ -81,7 +83,24 @@ class Door:
                 param="source",
                 code="context_length_exceeded",
             )
-        return replace(request, prompt=prompt, sampling=self._allowed(request.sampling), source=source)
+        return replace(request, prompt=prompt, sampling=self._allowed(request.sampling), source=source, prefix=prefix)
+
+    def _prefix(self, request: Request, prompt: Sequence[int]) -> int:
+        """Return how many of the prompt's first ids see one another. Raises RequestError where ids that do are scored:
+        each would be told by what it sees."""
+        scores, answers = request.sampling.prompt_logprobs is not None, request.sampling.max_tokens != 0
+        prefix = request.prefix
+        if prefix is None:
+            prefix = request.scored if scores and not answers else len(prompt)
+        if not 0 <= prefix <= len(prompt):
+            raise RequestError(f"The prompt has {len(prompt)} tokens: prefix={prefix} is none of it.", param="prefix")
+        if scores and prefix > request.scored:
+            raise RequestError(
+                f"The first {prefix} tokens of the prompt see one another, so that those from {request.scored} on have "
+                "no probability of their own: ask for it with max_tokens=0, or begin to score behind the prefix.",
+                param="prompt_logprobs",
+            )
+        return prefix
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of texts as prompts: as sources, where the decoder stands behind an encoder."""

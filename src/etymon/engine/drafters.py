@@ -137,6 +137,11 @@ class DraftModelDrafter:
             prefix_cache=config.prefix_cache, chunk=config.chunk,
         )  # fmt: skip
         self._paging = Paging(model, limits, Door(model, None, limits), config.chunk)
+        if model.prefixed:
+            raise ConfigError(
+                f"engine.speculation: {model.spec.name} reads a prompt in one piece, which sees itself, and a draft "
+                "model reads it in parts: take one that reads from left to right."
+            )
         if not self._paging.state.truncates or model.infill is not None:
             raise ConfigError(
                 f"engine.speculation: a draft model must forget what was not written, which {model.spec.name} cannot."

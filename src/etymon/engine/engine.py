@@ -26,7 +26,7 @@ from etymon.engine.program import lower
 from etymon.engine.request import Completion, Event, Finish, Request, Sampling, Score, Text, TokenLogprob
 from etymon.engine.sampler import Sampler
 from etymon.engine.scheduler import Scheduler, Work
-from etymon.engine.score import check, report
+from etymon.engine.score import check, prefixes, report
 from etymon.engine.search import Search, Step, search_of
 from etymon.engine.sequence import Sequence
 from etymon.engine.sequential import SequentialDrafter
@@ -65,7 +65,8 @@ class Engine:
         behind = self._door.generates and self._door.translates
         language = (self.config.languages or (None,))[0]
         self._sources = Sources(model, self.config.sources, language, self.adapters) if behind else None
-        whole = getattr(model, "infill", None) is not None  # a text that sees itself is read in one call
+        # a text that sees itself is read in one call
+        whole = getattr(model, "infill", None) is not None or self._door.prefixed
         chunk = self.context if whole else self.config.chunk
         self._paging = Paging(model, self.config, self._door, chunk)
         self._state = self._paging.state
@@ -211,7 +212,8 @@ class Engine:
             self._renew()
         if self.config.deterministic:  # a program's rows do not depend on each other, those of modules do
             known = [*self._scheduler.rows, *self._scheduler.waiting]
-            self._scheduler.alone = self._program is None or any(s.adapter is not None for s in known)
+            modules = self._program is None or self._door.prefixed
+            self._scheduler.alone = modules or any(s.adapter is not None for s in known)
         if self._speculator is not None and not self._scheduler.alone:
             self._speculator.propose(self._scheduler.decoding)
         for work in self._scheduler.plan():
@@ -434,20 +436,22 @@ class Engine:
         states."""
         model = self.model if part is None else part
         spoken_in = "langs" if self._sources is None else "decoder_langs"
-        langs = {spoken_in: spoken(self.config.languages[1], inputs)} if self.config.languages else {}
-        plain = part is None and not langs
+        told = {spoken_in: spoken(self.config.languages[1], inputs)} if self.config.languages else {}
+        if any(sequence.held < sequence.prefix for sequence in sequences):
+            told["prefix"] = prefixes([sequence.prefix - sequence.held for sequence in sequences], inputs)
+        plain = part is None and not told
         plain = plain and (not self.adapters.loaded or all(sequence.adapter is None for sequence in sequences))
         if plain and self._program is not None and (found := self._program(inputs, state)) is not None:
             return found
         with self.adapters.using([sequence.adapter for sequence in sequences]):
             if self._sources is None:
-                output = model(inputs, state=state, logits=False, **langs)
+                output = model(inputs, state=state, logits=False, **told)
             elif sequences[0].held:
-                output = model(decoder_input_ids=inputs, state=state, logits=False, **langs)
+                output = model(decoder_input_ids=inputs, state=state, logits=False, **told)
             else:
                 encoded, mask = self._sources.read([(sequence.reads, sequence.adapter) for sequence in sequences])
                 given = {"attention_mask": mask, "encoder_outputs": encoded, "decoder_input_ids": inputs}
-                output = model(**given, state=state, logits=False, **langs)
+                output = model(**given, state=state, logits=False, **told)
         hidden: Tensor = output.last_hidden_state
         return hidden
 
@@ -600,7 +604,8 @@ class Engine:
         prompt, count = _ids(request.prompt), len(answer.choices)
         sequences = [[*prompt, *choice.ids] for choice in answer.choices]
         sources = None if self._sources is None else [_ids(request.source or ())] * count
-        return self.score(sequences, [len(prompt)] * count, sources, request.adapter)
+        prefix = None if request.prefix is None else [request.prefix] * count
+        return self.score(sequences, [len(prompt)] * count, sources, request.adapter, prefix)
 
     # -- whole jobs ------------------------------------------------------------------------------------------------
 
@@ -640,16 +645,20 @@ class Engine:
         starts: Ids[int],
         sources: Ids[Ids[int]] | None = None,
         adapter: str | None = None,
+        prefix: Ids[int] | None = None,
     ) -> list[Score]:
         """Return the log-likelihood of `ids[start:]` given `ids[:start]` for every pair of `sequences` and `starts`, in
         their order; of a decoder behind an encoder, given one of `sources` too. What sequences have in common is read
-        once. Raises RequestError for what cannot be scored; its message says which."""
-        check(self.model, sequences, starts, sources)
+        once. Where the model has prefixes that see themselves, `prefix` says how long each one's is: all that is given
+        by default. Raises RequestError for what cannot be scored; its message says which."""
+        check(self.model, sequences, starts, sources, prefix)
         sampling = Sampling(max_tokens=0, prompt_logprobs=1)
         given = repeat(None, len(sequences)) if sources is None else sources
         asked = [
-            Request(ids, sampling, source, adapter=adapter, scored=start)
-            for ids, start, source in zip(sequences, starts, given, strict=True)
+            Request(ids, sampling, source, adapter=adapter, scored=start, prefix=seen)
+            for ids, start, source, seen in zip(
+                sequences, starts, given, starts if prefix is None else prefix, strict=True
+            )
         ]
         found: list[Score] = []
         for request, answer in zip(asked, self.generate(asked), strict=True):

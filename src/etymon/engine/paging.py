@@ -200,7 +200,8 @@ class Paging:
         keys, ids = sequence.keys, sequence.ids
         while len(keys) < count:
             start = len(keys) * BLOCK
-            parent = keys[-1] if keys else key_of(self.version + sequence.salt, ())
+            # what a prefix that sees itself leaves depends on all of it
+            parent = keys[-1] if keys else key_of(self.version + sequence.salt, ids[: sequence.prefix])
             keys.append(key_of(parent, ids[start : start + BLOCK]))
         return keys[:count]
 

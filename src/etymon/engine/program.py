@@ -37,6 +37,7 @@ from etymon.nn.position import alibi_slopes, rotary_table
 from etymon.nn.state import Pages
 from etymon.quant.int8 import Int8Linear
 
+LEFT_TO_RIGHT = (spec.Causal, spec.Prefix)  # calls that bring a prefix take the modules
 TOKENS = 64  # in one call; more of them keep the modules' larger products busy
 
 
@@ -145,7 +146,7 @@ class Program:
         _need(decoder is not None and model.encoder is None and model.infill is None)
         assert decoder is not None
         _need("forward" not in vars(model) and own.width == own.dim)
-        _need(type(own.trunk.visibility) is spec.Causal and decoder.query is None and decoder.relative is None)
+        _need(type(own.trunk.visibility) in LEFT_TO_RIGHT and decoder.query is None and decoder.relative is None)
         _need(0 < len(state.slots) <= MOST_TABLES and state.source is None and state.windows is None)
         _need(model.dtype is torch.float32 and model.device.type == "cpu")
         self._buffers: dict[tuple[str, int], Tensor] = {}
@@ -228,7 +229,7 @@ class Program:
         self, op: Attention, pre: nn.Module | None, stream: Tensor, cell: object
     ) -> tuple[list[Instruction], Tensor, Linear | Int8Linear]:
         own = op.op
-        _need(type(own) is spec.Attention and type(op.visibility) is spec.Causal and op.q_bias is None)
+        _need(type(own) is spec.Attention and type(op.visibility) in LEFT_TO_RIGHT and op.q_bias is None)
         _need(own.scores is None or isinstance(own.scores, spec.ALiBi | spec.Sinks))
         _need(type(cell) is Pages)
         assert isinstance(cell, Pages)

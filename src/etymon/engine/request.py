@@ -337,6 +337,8 @@ class Request:
     not share: what one leaves in the prefix cache is found only under the same salt, and among equal priorities every
     salt gets its turn. `adapter` names one of the engine's adapters. `scored` is the first id of the prompt whose
     log-probability is reported, where `prompt_logprobs` asks for that; what lies before it may come from the cache.
+    `prefix` is how many of the prompt's first ids see one another, where the model has prefixes that do: all by
+    default, and where the prompt is only scored, those before `scored`.
     """
 
     prompt: Sequence[int] | str = ()
@@ -346,6 +348,7 @@ class Request:
     salt: str = ""
     adapter: str | None = None
     scored: int = 1
+    prefix: int | None = None
 
     @property
     def tokens(self) -> int:

@@ -23,23 +23,26 @@ def score(
     *,
     sources: Sequence[Sequence[int]] | None = None,
     languages: tuple[int, int] | None = None,
+    prefix: Sequence[int] | None = None,
     batch_tokens: int = 4096,
 ) -> list[Score]:
     """Score `ids[start:]` given `ids[:start]` for every pair of `sequences` and `starts`, in their order; of a decoder
-    behind an encoder, given one of `sources` too, in `languages` where the model knows some.
+    behind an encoder, given one of `sources` too, in `languages` where the model knows some. Where it has prefixes that
+    see themselves, `prefix` says how many ids of each are one: those before `start` by default.
 
     Sequences of similar length run together, at most `batch_tokens` padded tokens at a time (or one sequence).
     Raises RequestError for a sequence that is longer than the context, or of which nothing remains to be scored, and
     for a model that does not write from left to right.
     """
-    check(model, sequences, starts, sources)
+    check(model, sequences, starts, sources, prefix)
     results: list[Score | None] = [None] * len(sequences)
     sizes = [len(ids) for ids in sequences]
     if sources is not None:
         sizes = [max(n, len(source)) for n, source in zip(sizes, sources, strict=True)]
     for batch in batches(sizes, batch_tokens):
         given = None if sources is None else [sources[i] for i in batch]
-        scores = _score_batch(model, [sequences[i] for i in batch], [starts[i] for i in batch], given, languages)
+        shown = [(starts if prefix is None else prefix)[i] for i in batch]
+        scores = _score_batch(model, [sequences[i] for i in batch], [starts[i] for i in batch], given, languages, shown)
         for i, result in zip(batch, scores, strict=True):
             results[i] = result
     return [result for result in results if result is not None]
@@ -50,14 +53,20 @@ def check(
     sequences: Sequence[Sequence[int]],
     starts: Sequence[int],
     sources: Sequence[Sequence[int]] | None,
+    prefix: Sequence[int] | None,
 ) -> None:
     """Raise RequestError for what cannot be scored, as `score` does."""
     _check_kind(model, sources)
-    for name, others in (("starts", starts), ("sources", sources)):
+    for name, others in (("starts", starts), ("sources", sources), ("prefix", prefix)):
         if others is not None and len(sequences) != len(others):
             raise RequestError(f"{len(sequences)} sequences need as many {name}, got {len(others)}.", param=name)
     for number, (ids, start) in enumerate(zip(sequences, starts, strict=True)):
         _check(model, number, ids, start)
+        if prefix is not None and not 0 <= prefix[number] <= start:
+            raise RequestError(
+                f"sequence {number}: a prefix of {prefix[number]} ids must end before what is scored, at {start}.",
+                param="prefix",
+            )
         if sources is not None and not 1 <= len(sources[number]) <= model.spec.context:
             raise RequestError(
                 f"source {number} has {len(sources[number])} tokens; 1 to {model.spec.context} can be read.",
@@ -112,11 +121,13 @@ def _score_batch(
     starts: list[int],
     sources: list[Sequence[int]] | None,
     languages: tuple[int, int] | None,
+    shown: list[int],
 ) -> list[Score]:
     # padding at the end is seen by nothing that is scored; the last token predicts nothing
     ids, _ = padded([tokens[:-1] for tokens in sequences], model.device)
     if sources is None:
-        hidden = model(ids, logits=False).last_hidden_state
+        told = {"prefix": prefixes(shown, ids)} if getattr(model, "prefixed", False) else {}
+        hidden = model(ids, logits=False, **told).last_hidden_state
     else:
         source, real = padded(sources, model.device)
         langs = {"langs": spoken(languages[0], source), "decoder_langs": spoken(languages[1], ids)} if languages else {}
@@ -125,6 +136,12 @@ def _score_batch(
     scored = torch.cat([hidden[row, start - 1 : len(ids) - 1] for row, (ids, start) in enumerate(spans)])
     entries = iter(report(model, scored, [token for ids, start in spans for token in ids[start:]]))
     return [Score.of([next(entries) for _ in ids[start:]]) for ids, start in spans]
+
+
+def prefixes(lengths: Sequence[int], ids: Tensor) -> Tensor:
+    """Return which places of `ids` [rows, time] belong to prefixes of so many of their first ids."""
+    places = torch.arange(ids.shape[1], device=ids.device)
+    return places < torch.tensor(lengths, device=ids.device)[:, None]
 
 
 def report(model: Model, hidden: Tensor, targets: Sequence[int], best: int = 1) -> list[TokenLogprob]:

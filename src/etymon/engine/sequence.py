@@ -26,6 +26,7 @@ class Sequence:
     way to others. `forks` is how many further choices will be copied from it then. Sequences of a lower `order` go
     first. `blocks` and `keys` are the paging's. `draft` is what somebody expects it to write next. `scored` is the
     first id of the prompt whose log-probability is asked for, None where none is, and `scores` are those found so far.
+    The first `prefix` ids see one another.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Sequence:
         self.forks = forks
         self.sampling = sampling = request.sampling
         self.prompt_tokens = len(request.prompt)
+        self.prefix = request.prefix or 0
         self.ids = list(request.prompt)
         self.held = 0
         self.row = -1

@@ -165,7 +165,11 @@ def bits_per_byte(
 
     def score_pending() -> None:
         scores = score(
-            model, [w.ids for w in pending], [w.start for w in pending], batch_tokens=config.batch_size * context
+            model,
+            [w.ids for w in pending],
+            [w.start for w in pending],
+            prefix=[0] * len(pending),  # nothing of a document is given
+            batch_tokens=config.batch_size * context,
         )
         for window, result in zip(pending, scores, strict=True):
             nats[window.place] -= result.logprob

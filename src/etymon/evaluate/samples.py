@@ -10,7 +10,7 @@ from typing import Any
 from etymon.engine import Completion, Engine, Request, Sampling
 from etymon.evaluate.record import result_file
 from etymon.files import write_json
-from etymon.text import Renderer
+from etymon.text import Rendered, Renderer
 
 Prompt = str | Sequence[Mapping[str, Any]]  # a text to continue, or a conversation to answer
 
@@ -68,18 +68,24 @@ def write_samples(
 
     Raises RenderError for a conversation that cannot be rendered, RequestError for a prompt that does not fit.
     """
-    ids = [
-        prompt if isinstance(prompt, str) else list(renderer.render(_messages(prompt), add_generation_prompt=True).ids)
-        for prompt in prompts
-    ]
+    asked = [prompt if isinstance(prompt, str) else _rendered(renderer, prompt) for prompt in prompts]
     greedy = Sampling(temperature=0.0, max_tokens=max_tokens)
     drawn = Sampling(temperature=temperature, top_p=top_p, seed=seed, max_tokens=max_tokens)
-    written = [_written(c) for c in engine.generate([Request(p, s) for s in (greedy, drawn) for p in ids])]
+    requests = [
+        Request(p, s) if isinstance(p, str) else Request(p.ids, s, prefix=p.prefix)
+        for s in (greedy, drawn)
+        for p in asked
+    ]
+    written = [_written(c) for c in engine.generate(requests)]
     samples = [
         Sample(prompt if isinstance(prompt, str) else _messages(prompt), first, second)
-        for prompt, first, second in zip(prompts, written[: len(ids)], written[len(ids) :], strict=True)
+        for prompt, first, second in zip(prompts, written[: len(asked)], written[len(asked) :], strict=True)
     ]
     return Samples(name, temperature, top_p, seed, max_tokens, samples)
+
+
+def _rendered(renderer: Renderer, prompt: Sequence[Mapping[str, Any]]) -> Rendered:
+    return renderer.render(_messages(prompt), add_generation_prompt=True)
 
 
 def _messages(prompt: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -142,11 +142,12 @@ class Task:
         """
         _check(self.items)
         started = time.perf_counter()
-        prompts = [list(renderer.render(item.prompt, add_generation_prompt=True).ids) for item in self.items]
+        rendered = [renderer.render(item.prompt, add_generation_prompt=True) for item in self.items]
         requests = [
-            Request(prompt, Sampling(temperature=0.0, max_tokens=self._limit(engine, item)))
-            for prompt, item in zip(prompts, self.items, strict=True)
+            Request(prompt.ids, Sampling(temperature=0.0, max_tokens=self._limit(engine, item)), prefix=prompt.prefix)
+            for prompt, item in zip(rendered, self.items, strict=True)
         ]
+        prompts = [prompt.ids for prompt in rendered]
         completions = engine.generate(requests)
         verdicts = [_verdict(*each) for each in zip(self.items, prompts, completions, strict=True)]
         return TaskResult(name, verdicts, self.max_tokens, time.perf_counter() - started)

@@ -19,6 +19,7 @@ from etymon.errors import CheckpointError, ConfigError
 from etymon.families import ConfigReader, Family, family_named, family_of_model_type
 from etymon.hub import ggml
 from etymon.hub.gguf import GGUF, write_gguf
+from etymon.hub.huggingface import listing, lost
 from etymon.nn import Model
 from etymon.spec import LinearScaling, Llama3Scaling, ModelSpec, Rope, RopeScaling, YarnScaling
 
@@ -224,6 +225,8 @@ def write(model: Model, path: Path, tokenizer: dict[str, Any], quantization: str
     config = family.format.write(spec)
     if config["hidden_act"] != "silu":
         raise ConfigError(f"GGUF files have no place for the activation {config['hidden_act']!r}")
+    if missing := lost(spec, config):
+        raise ConfigError(f"GGUF files do not say all that this model is ({listing(missing)}): use the etymon format")
     storage, file_type = QUANTIZATIONS[quantization]
 
     class Tensors:

@@ -106,12 +106,12 @@ def publishes(spec: ModelSpec) -> bool:
     if family.tensors.weights is None or family.format.write is None or isinstance(spec.head, Embedding):
         return False
     try:
-        return not _lost(spec, family.format.write(spec))
+        return not lost(spec, family.format.write(spec))
     except ConfigError:
         return False
 
 
-def _lost(spec: ModelSpec, config: dict[str, Any]) -> list[str]:
+def lost(spec: ModelSpec, config: dict[str, Any]) -> list[str]:
     """Return what `spec` says and its published `config`, read again, does not: `key: ours -> theirs`.
 
     The name and the longest input are no part of what a model computes, who sees a blank follows from its ids, and a
@@ -151,10 +151,10 @@ def write(model: Model, directory: Path, token_ids: dict[str, Any], max_shard_by
         raise ConfigError(
             f"{family.title}'s published format has no {model.spec.head}: save the model in the etymon format"
         )
-    if lost := _lost(model.spec, config):
+    if missing := lost(model.spec, config):
         raise ConfigError(
             f"{family.title}'s published format does not say all that this model is, and would be read as another "
-            f"({listing(lost)}): save the model in the etymon format"
+            f"({listing(missing)}): save the model in the etymon format"
         )
     dtype = {v: k for k, v in DTYPES.items()}.get(model.dtype, "float32")
     write_json(directory / "config.json", config | token_ids | {"dtype": dtype, "use_cache": True})

@@ -74,42 +74,24 @@ int64_t sequences_space(int64_t time, int64_t width, int32_t threads) {
                     3 * QUERIES * columns);
 }
 
-/* What the queries of a block see: columns from `begin` to before `end` in whole panels, and those of each strip of rows
- * from `low` to before `high`; of a strip without rows none. */
-typedef struct {
-  int64_t begin, end, low[QUERIES / STRIP], high[QUERIES / STRIP];
-} view;
-
-static view reach(const int32_t *first, const int32_t *last, int64_t rows) {
-  view seen = {.begin = INT64_MAX};
-  for (int64_t i = 0; i < rows; i++) {
-    int64_t *const low = seen.low + i / STRIP, *const high = seen.high + i / STRIP;
-    *low = i % STRIP ? smallest(*low, first[i]) : first[i];
-    *high = last[i] + 1 > *high ? last[i] + 1 : *high;
-    seen.begin = smallest(seen.begin, *low / PANEL * PANEL);
-    seen.end = whole_panels(*high) > seen.end ? whole_panels(*high) : seen.end;
+/* The columns that some query of a block sees, in whole panels. */
+static void reach(const int32_t *first, const int32_t *last, int64_t rows, int64_t *begin, int64_t *end) {
+  int64_t low = first[0], high = last[0];
+  for (int64_t i = 1; i < rows; i++) {
+    low = smallest(low, first[i]);
+    high = last[i] > high ? last[i] : high;
   }
-  return seen;
+  *begin = low / PANEL * PANEL;
+  *end = whole_panels(high + 1);
 }
 
-/* A block of rows of queries, packed [QUERIES, width] with zeros behind them, times the panels of keys that they see. */
-static void score(float *scores, int64_t stride, const float *queries, int64_t width, const float *keys,
-                  const view *seen) {
-  for (int64_t column = seen->begin; column < seen->end; column += PANEL)
-    for (int64_t strip = 0; strip < QUERIES / STRIP; strip++)
-      if (seen->low[strip] < column + PANEL && column < seen->high[strip])
-        multiply_strip(scores + strip * STRIP * stride + column - seen->begin, stride, queries + strip * STRIP * width,
-                       width, keys + column * width, width);
-}
-
-/* to [QUERIES, PANEL] = the weights of a block times a panel, of which each strip meets what it sees. */
-static void mix(float *to, int64_t wide, const float *weights, int64_t stride, const float *panel, const view *seen) {
-  for (int64_t strip = 0; strip < QUERIES / STRIP; strip++) {
-    const int64_t low = seen->low[strip], depth = seen->high[strip] - low;
-    if (depth > 0)
-      multiply_strip(to + strip * STRIP * wide, wide, weights + strip * STRIP * stride + low - seen->begin, stride,
-                     panel + low * PANEL, depth);
-  }
+/* A block of rows of queries, packed [QUERIES, width] with zeros behind them, times all keys from `begin` to `end`. */
+static void score(float *scores, int64_t stride, const float *queries, int64_t width, const float *keys, int64_t begin,
+                  int64_t end) {
+  for (int64_t column = begin; column < end; column += PANEL)
+    for (int64_t row = 0; row < QUERIES; row += STRIP)
+      multiply_strip(scores + row * stride + column - begin, stride, queries + row * width, width, keys + column * width,
+                     width);
 }
 
 static void copy_rows(float *to, const float *from, int64_t apart, int64_t rows, int64_t width) {
@@ -189,10 +171,11 @@ void attend_sequences(const sequences *given, float *to, float *logs, float *spa
     for (int64_t head = kv * group; head < (kv + 1) * group; head++)
       for (int64_t at = 0; at < s.time; at += QUERIES) {
         const int64_t rows = smallest(QUERIES, s.time - at);
-        const view seen = reach(first + at, last + at, rows);
-        const int64_t begin = seen.begin, columns = seen.end - begin;
+        int64_t begin, end;
+        reach(first + at, last + at, rows, &begin, &end);
+        const int64_t columns = end - begin;
         copy_rows(d.block, base + at * apart + head * s.width, apart, rows, s.width);
-        score(d.scores, stride, d.block, s.width, d.keys, &seen);
+        score(d.scores, stride, d.block, s.width, d.keys, begin, end);
         float totals[QUERIES];
         for (int64_t i = 0; i < rows; i++) {
           const float top = weigh(d.scores + i * stride, begin, columns, first[at + i], last[at + i], s.scale, totals + i);
@@ -205,7 +188,9 @@ void attend_sequences(const sequences *given, float *to, float *logs, float *spa
           }
         }
         for (int64_t column = 0; column < wide; column += PANEL)
-          mix(d.packed + column, wide, d.scores, stride, d.values + column * whole_panels(s.time), &seen);
+          for (int64_t i = 0; i < QUERIES; i += STRIP)
+            multiply_strip(d.packed + i * wide + column, wide, d.scores + i * stride, stride,
+                           d.values + column * whole_panels(s.time) + begin * PANEL, columns);
         for (int64_t i = 0; i < rows; i++) {
           float *const here = to + (((row * s.time) + at + i) * s.heads + head) * s.width;
           const float share = 1 / totals[i];
@@ -238,15 +223,16 @@ void attend_sequences_gradient(const sequences *given, const float *to, const fl
     for (int64_t head = kv * group; head < (kv + 1) * group; head++)
       for (int64_t at = 0; at < s.time; at += QUERIES) {
         const int64_t rows = smallest(QUERIES, s.time - at);
-        const view seen = reach(first + at, last + at, rows);
-        const int64_t begin = seen.begin, columns = seen.end - begin;
+        int64_t begin, end;
+        reach(first + at, last + at, rows, &begin, &end);
+        const int64_t columns = end - begin;
         const float *const queries = base + at * apart + head * s.width;
         const float *const slopes = d_to + ((row * s.time + at) * s.heads + head) * s.width;
         const float *const mixed = to + ((row * s.time + at) * s.heads + head) * s.width;
         copy_rows(d.block, queries, apart, rows, s.width);
-        score(d.scores, stride, d.block, s.width, d.keys, &seen);
+        score(d.scores, stride, d.block, s.width, d.keys, begin, end);
         copy_rows(d.block, slopes, next, rows, s.width);
-        score(d.d_scores, stride, d.block, s.width, d.values, &seen);
+        score(d.d_scores, stride, d.block, s.width, d.values, begin, end);
         for (int64_t i = 0; i < QUERIES; i++) {
           float *const weights = d.scores + i * stride, *const d_weights = d.d_scores + i * stride;
           /* behind the columns stand zeros, which the last strip of keys meets */
@@ -262,35 +248,25 @@ void attend_sequences_gradient(const sequences *given, const float *to, const fl
           const int64_t query = (row * s.heads + head) * s.time + at + i;
           const float mean = sum(products), log = logs[query], scale = s.scale;
           const chance c = chance_of(&s, query);
-          /* what no query of the strip sees has no scores */
-          int64_t j = (seen.low[i / STRIP] - begin) / LANES * LANES;
-          memset(weights, 0, 4 * j);
-          memset(d_weights, 0, 4 * j);
-          for (; j < seen.high[i / STRIP] - begin; j += LANES) {
-            const integers visible = between(begin + j, first[at + i], last[at + i]);
-            const vector p = choose(visible, exponential(load(weights + j) * scale - log), (vector){});
+          for (int64_t j = 0; j < columns; j += LANES) {
+            const integers seen = between(begin + j, first[at + i], last[at + i]);
+            const vector p = choose(seen, exponential(load(weights + j) * scale - log), (vector){});
             const vector share = s.drop > 0 ? kept(c, begin + j) : all(1);
             store(weights + j, p * share);
             store(d_weights + j, p * (load(d_weights + j) * share - mean) * scale);
           }
-          if (j < columns) memset(weights + j, 0, 4 * (columns - j));
-          if (j < columns) memset(d_weights + j, 0, 4 * (columns - j));
         }
         pack_along(d.packed, queries, apart, rows, QUERIES, s.width);
         pack_along(d.d_packed, slopes, next, rows, QUERIES, s.width);
         for (int64_t column = 0; column < wide; column += PANEL) {
-          mix(d.block + column, wide, d.d_scores, stride, d.along + column * padded, &seen);
+          for (int64_t i = 0; i < QUERIES; i += STRIP)
+            multiply_strip(d.block + i * wide + column, wide, d.d_scores + i * stride, stride,
+                           d.along + column * padded + begin * PANEL, columns);
           for (int64_t j = 0; j < columns; j += STRIP) {
-            int64_t top = QUERIES, bottom = 0; /* the rows that may see these columns */
-            for (int64_t i = 0; i < QUERIES; i += STRIP)
-              if (seen.low[i / STRIP] < begin + j + STRIP && begin + j < seen.high[i / STRIP]) {
-                top = smallest(top, i);
-                bottom = i + STRIP;
-              }
-            if (top >= bottom) continue;
-            const int64_t into = (begin + j) * wide + column, from = top * stride + j, panel = column * QUERIES + top * PANEL;
-            add_strip(d.d_keys + into, wide, d.d_scores + from, stride, d.packed + panel, bottom - top);
-            add_strip(d.d_values + into, wide, d.scores + from, stride, d.d_packed + panel, bottom - top);
+            add_strip(d.d_keys + (begin + j) * wide + column, wide, d.d_scores + j, stride, d.packed + column * QUERIES,
+                      QUERIES);
+            add_strip(d.d_values + (begin + j) * wide + column, wide, d.scores + j, stride, d.d_packed + column * QUERIES,
+                      QUERIES);
           }
         }
         for (int64_t i = 0; i < rows; i++)

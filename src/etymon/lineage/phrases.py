@@ -13,7 +13,7 @@ POSITIONAL = {
     "RelativeSinusoids": "relative positions",
     "Disentangled": "positions apart from contents",
 }
-VIEWS = {"Permuted": "words in any order", "Infill": "blanks filled"}
+VIEWS = {"Permuted": "words in any order", "Infill": "blanks filled", "Prefix": "prefixes that see themselves"}
 FIRST = (
     *("stacks", "visibility", "attention", "recurrence", "ssm", "time_mix", "channel_mix", "ffn"),
     *("norm", "norm place", "wiring", "attention.keys", "attention.qk_norm", "attention.window"),

@@ -4,7 +4,7 @@ from etymon.nn.counting import Count, count, flops_per_token
 from etymon.nn.dropout import Dropout, set_dropout
 from etymon.nn.head import IGNORE
 from etymon.nn.linear import Linear
-from etymon.nn.model import Model, Output, build, with_head
+from etymon.nn.model import Model, Output, build, with_head, with_visibility
 from etymon.nn.moe import ExpertLinear
 from etymon.nn.pooling import pool, whole_texts
 from etymon.nn.state import State
@@ -25,4 +25,5 @@ __all__ = [
     "set_dropout",
     "whole_texts",
     "with_head",
+    "with_visibility",
 ]

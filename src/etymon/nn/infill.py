@@ -58,7 +58,7 @@ class Infill:
             stands = torch.where(filling, layout.positions[:, -1], none)
         if isinstance(cell, Filling):
             cell.write(begins, stands)
-        _show(layout, torch.where(reading, start, none).clamp(min=0))
+        _show(layout, columns, torch.where(reading, start, none).clamp(min=0))
 
     def _start(self, layout: Layout, ids: Tensor | None, columns: Tensor) -> Tensor:
         """Return the column [batch] at which each row's first filling begins in this call, -1 where none does."""
@@ -69,12 +69,12 @@ class Infill:
         return _first(ids == self.begin, columns)
 
 
-def _show(layout: Layout, context: Tensor) -> None:
-    """Let every token of the call see the first `context` [batch] columns."""
+def _show(layout: Layout, columns: Tensor, context: Tensor) -> None:
+    """Let every token of the call, in `columns` [batch, time], see the first `context` [batch] columns."""
     if layout.time > 1 and layout.seen is None and bool((context > 0).any()):
         if layout.documents is not None:
             raise DataError("a text with a blank among packed documents: pass attention_mask [batch, time, time]")
-        layout.context = context
+        layout.context = columns < context[:, None]
 
 
 def _first(hits: Tensor, columns: Tensor) -> Tensor:

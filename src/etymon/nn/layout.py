@@ -100,7 +100,7 @@ class Layout:
         self.segments: Tensor | None = None  # [batch, time], where scores compare them
         self.relative: tuple[Tensor, Tensor] | None = None  # vectors of distances, and each pair's place among them
         self.blocks: Tensor | None = None  # places within a blank [batch, time], where positions have two axes
-        self.context: Tensor | None = None  # [batch]: how many first columns every token of the call sees
+        self.context: Tensor | None = None  # [batch, time]: which tokens all others of the call (and document) see
         if position_ids is not None and position_ids.dim() == 3:
             position_ids, self.blocks = position_ids.unbind(1)
         self.bias: Tensor | None = None  # added to the scores of every self-attention, [batch or 1, heads, time, keys]
@@ -164,6 +164,17 @@ class Layout:
         """Whether who sees whom follows from columns alone."""
         told = (self.documents, self.attention_mask, self.seen, self.context, self.order, self.division, self.bias)
         return all(given is None for given in told)
+
+    def show(self, prefix: Tensor, possible: bool) -> None:
+        """Let the tokens of `prefix` [batch, time] see one another. Raises DataError where that is not `possible`, for
+        another shape, and where it is said already who sees whom."""
+        if not possible:
+            raise DataError("this model reads from left to right, and no prefix sees itself: leave out prefix")
+        if prefix.shape != (self.batch, self.time):
+            raise DataError(f"prefix has shape {tuple(prefix.shape)}, expected {(self.batch, self.time)}")
+        if self.seen is not None:
+            raise DataError("attention_mask [batch, time, time] says who sees whom: leave out prefix")
+        self.context = prefix.bool()
 
     def choose(self, mask: Tensor, possible: bool) -> None:
         """Make the tokens of `mask` [batch, time] global, but for padding. Raises DataError where it is not `possible`,
@@ -270,7 +281,9 @@ class Layout:
         else:
             mask = distance <= 0 if causal else torch.ones_like(distance, dtype=torch.bool)
             if self.context is not None:
-                mask = mask | (torch.arange(self.keys, device=self.device) < self.context[:, None, None, None])
+                shown = torch.zeros((self.batch, self.keys), dtype=torch.bool, device=self.device)
+                shown = shown.scatter(1, self.places().expand(self.batch, -1), self.context)
+                mask = mask | shown[:, None, None, :]
         if window is not None:
             mask = mask & (distance > -window)
             if not causal:

@@ -26,7 +26,7 @@ from etymon.nn.retrieval import Neighbours
 from etymon.nn.scores import RelativeSinusoids
 from etymon.nn.sliding import GlobalLocalAttention
 from etymon.nn.state import Cell, Columns, Mixer, Pages, Slots, State
-from etymon.spec import LM, Head, ModelSpec, Windows
+from etymon.spec import LM, Head, ModelSpec, Prefix, Visibility, Windows
 from etymon.spec import Infill as InfillSpec
 
 
@@ -91,6 +91,7 @@ class Model(nn.Module):
         retrieved: Tensor | None = None,
         perm_mask: Tensor | None = None,
         target_mapping: Tensor | None = None,
+        prefix: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         decoder_input_ids: Tensor | None = None,
         decoder_attention_mask: Tensor | None = None,
@@ -120,6 +121,7 @@ class Model(nn.Module):
         retrieved [batch, chunks, passages, length] are the ids of passages for every chunk that the call completes.
         perm_mask [batch, time, time] is 1 where a token does not see another; each row of target_mapping [batch,
         targets, time] has a 1 at a place to be predicted from what that place sees, and only these are returned.
+        prefix [batch, time] is 1 for the tokens of a prefix, in each document, which see one another (default: none).
         documents [batch, time] confines attention to tokens of equal id (packing). A state gets the tokens appended.
         labels are [batch, time] ids (-100 is ignored); a decoder alone must predict each from those before it, other
         models at its own place (heads that judge texts or find spans want their targets). `loss` is the mean over those
@@ -167,6 +169,8 @@ class Model(nn.Module):
                 raise DataError("this model has no decoder behind an encoder: pass input_ids")
             if state is not None and not self.remembers:
                 raise DataError("an encoder sees its whole input at once: it cannot take a state")
+        if prefix is not None:
+            layout.show(prefix, self.prefixed)
         if isinstance(self.spec.trunk.visibility, Windows):
             divide(self.spec.trunk.visibility, layout, state)
         if global_attention_mask is not None:
@@ -255,6 +259,11 @@ class Model(nn.Module):
         if self.spec.start is None:
             raise DataError("this model's decoder begins with an id of your choice: pass decoder_input_ids")
         return F.pad(labels.masked_fill(labels == IGNORE, self.spec.start)[:, :-1], (1, 0), value=self.spec.start)
+
+    @property
+    def prefixed(self) -> bool:
+        """Whether the tokens of a prefix see one another: a prompt is one, and is read in one piece."""
+        return isinstance(self.spec.trunk.visibility, Prefix)
 
     @property
     def remembers(self) -> bool:
@@ -413,6 +422,20 @@ def with_head(model: Model, head: Head, seed: int = 0) -> Model:
     if isinstance(model.spec.head, LM) and isinstance(head, LM):
         kept |= {name: state[name] for name in state.keys() & fresh.keys() if state[name].shape == fresh[name].shape}
     changed.load_state_dict(kept, strict=False)
+    changed.tie()
+    return changed.train(model.training)
+
+
+def with_visibility(model: Model, visibility: Visibility) -> Model:
+    """Return a copy of `model`, whose weights are the same, in whose last stack tokens see one another as `visibility`
+    says. Raises ConfigError where that does not fit the model, or the model is quantised or has adapters."""
+    spec, stack = model.spec, replace(model.spec.trunk, visibility=visibility)
+    spec = replace(spec, encoder=stack) if spec.decoder is None else replace(spec, decoder=stack)
+    changed = build(spec, model.device, model.dtype)
+    state = model.state_dict()
+    if state.keys() != changed.state_dict().keys():
+        raise ConfigError(f"{spec.name}: only a plain model gets another visibility: not a quantised one, or adapters")
+    changed.load_state_dict(state)
     changed.tie()
     return changed.train(model.training)
 

@@ -28,7 +28,7 @@ from etymon.objectives.sop import SentenceOrder, SentenceOrderConfig
 from etymon.objectives.spans import SpanCorruption, SpanCorruptionConfig
 from etymon.objectives.tlm import TranslationLM, TranslationLMConfig
 from etymon.objectives.ul2 import UL2, UL2Config
-from etymon.spec import Discriminator, Infill, ModelSpec
+from etymon.spec import Discriminator, Infill, ModelSpec, Prefix
 from etymon.text import Tokenizer
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -89,7 +89,7 @@ def objective_config(spec: ModelSpec, asked: ObjectiveConfig | str | None = None
         asked = family_named(spec.family).objective
     if asked is None:
         if spec.encoder is None:
-            asked = "infilling" if isinstance(spec.trunk.visibility, Infill) else "clm"
+            asked = {Infill: "infilling", Prefix: "prefix_lm"}.get(type(spec.trunk.visibility), "clm")
         elif spec.decoder is not None:
             asked = "denoising"
         else:
@@ -107,8 +107,8 @@ def choose_objective(spec: ModelSpec, tokenizer: Tokenizer, asked: ObjectiveConf
 
 
 def trained_spec(spec: ModelSpec, asked: ObjectiveConfig | str | None = None) -> ModelSpec:
-    """Return the model that the objective trains in the place of one of `spec`: with another head, where it takes one.
-    `etymon.nn.with_head` makes the model."""
+    """Return the model that the objective trains in the place of one of `spec`: with another head, where it takes one,
+    or another visibility. `etymon.nn.with_head` and `with_visibility` make the model."""
     config = objective_config(spec, asked)
     return OBJECTIVES[config.kind].trains(spec, config)
 

@@ -17,6 +17,7 @@ from etymon.nn import Model
 from etymon.nn.future import FutureHeads
 from etymon.nn.head import LMHead
 from etymon.nn.mtp import AnyHeads, SequentialHeads, build_sequential_heads, check_sequential
+from etymon.objectives.clm import row_hidden
 from etymon.objectives.objective import Objective, ObjectiveConfig
 from etymon.spec import LM, ModelSpec
 from etymon.text import Tokenizer
@@ -132,7 +133,7 @@ class MultiToken(Objective):
         assert isinstance(model.head, LMHead)
         with _still(model) if self.config.trunk == "frozen" else nullcontext():
             ids, targets, positions, documents = batch.input_ids, batch.targets, batch.position_ids, batch.documents
-            hidden = model(ids, position_ids=positions, documents=documents, logits=False).last_hidden_state
+            hidden = row_hidden(model, batch)
             losses = {"loss": model.head.loss(hidden, targets)}
             if self.heads is not None:
                 if isinstance(self.heads, FutureHeads):

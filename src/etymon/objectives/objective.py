@@ -58,7 +58,8 @@ class Objective:
 
     @classmethod
     def trains(cls, spec: ModelSpec, config: Any) -> ModelSpec:
-        """Return the model that it trains in the place of one of `spec`: with another head, where it takes one."""
+        """Return the model that it trains in the place of one of `spec`: with another head, where it takes one, or
+        another visibility."""
         return spec
 
     @classmethod

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
@@ -16,9 +15,10 @@ from etymon.data import IGNORED, Batch, PairBatch, make_pairs, padded
 from etymon.data.batch import make_batch
 from etymon.errors import ConfigError
 from etymon.nn import Model
+from etymon.objectives.clm import row_loss
 from etymon.objectives.objective import Objective, ObjectiveConfig
 from etymon.objectives.pairs import decoder_start, end_of, pair_loss
-from etymon.spec import LM, Attention, Causal, Dense, Gated, Infill, LatentAttention, ModelSpec, MoE
+from etymon.spec import LM, Causal, Infill, ModelSpec, Prefix
 from etymon.text import Tokenizer
 
 Sight = Literal["full", "causal"]
@@ -27,18 +27,11 @@ Sight = Literal["full", "causal"]
 
 class PrefixLMConfig(ObjectiveConfig):
     """What is predicted is `rate` of a text on average: any length from one token to twice that, equally likely.
-    `sight` matters to decoders alone."""
+    `sight` makes a decoder alone one whose prefixes see themselves, or do not; by default it stays what it is."""
 
     kind: Literal["prefix_lm"] = "prefix_lm"
     rate: float = Field(default=0.5, gt=0, le=0.5)
-    sight: Sight = "causal"
-
-
-@dataclass(frozen=True)
-class PrefixBatch(Batch):
-    """A batch in whose rows every token sees a prefix: `attention_mask` [batch, time, time] is true where it does."""
-
-    attention_mask: Tensor
+    sight: Sight | None = None
 
 
 @dataclass(frozen=True)
@@ -46,7 +39,7 @@ class PrefixLM(Objective):
     """T5's prefix language modelling (Raffel et al. 2019, arXiv:1910.10683, section 3.2; Liu et al. 2018,
     arXiv:1801.10198). An encoder reads the prefix, and the decoder, which begins with `start`, writes the rest; `end`
     closes both. A decoder alone (`start` is None) reads both in its row; only the rest is trained, in each of the row's
-    documents, and with `sight: full` the tokens of a prefix see one another.
+    documents, and with `sight: full` the model that is trained is one in which the tokens of a prefix see one another.
     """
 
     name: ClassVar[str] = "prefix_lm"
@@ -56,8 +49,13 @@ class PrefixLM(Objective):
 
     @classmethod
     def check(cls, spec: ModelSpec, config: PrefixLMConfig) -> None:
-        """Raise ConfigError for an encoder alone, or a model whose prefix cannot be seen as `sight` says."""
+        """Raise ConfigError for an encoder alone, or a model whose prefix is not seen as `sight` says."""
         check_prefix(cls.name, spec, config.sight)
+
+    @classmethod
+    def trains(cls, spec: ModelSpec, config: PrefixLMConfig) -> ModelSpec:
+        """Return the model with the visibility that `sight` asks for."""
+        return with_sight(spec, config.sight)
 
     @classmethod
     def of(cls, spec: ModelSpec, tokenizer: Tokenizer, config: PrefixLMConfig) -> Self:
@@ -85,7 +83,7 @@ class PrefixLM(Objective):
                 row[begin:stop] = stop - suffix_length(int(stop - begin), self.config.rate, random)
         time = np.arange(documents.shape[1])
         targets = np.where(time + 1 >= cuts, batch.targets.numpy(), IGNORED)
-        return _seen(batch, targets, time < cuts, self.config.sight)
+        return replace(batch, targets=torch.from_numpy(targets))
 
     def loss(self, model: Model, batch: Batch | PairBatch) -> Tensor:
         """Return the summed negative log-likelihood of what follows the prefixes."""
@@ -94,30 +92,41 @@ class PrefixLM(Objective):
 
 def prefix_loss(model: Model, batch: Batch | PairBatch) -> Tensor:
     """Return the summed negative log-likelihood of what follows sources or prefixes."""
-    if isinstance(batch, PairBatch):
-        return pair_loss(model, batch)
-    mask = batch.attention_mask if isinstance(batch, PrefixBatch) else None
-    output = model(batch.input_ids, mask, batch.position_ids, documents=batch.documents, logits=False)
-    return model.head.loss(output.last_hidden_state, batch.targets)
+    return pair_loss(model, batch) if isinstance(batch, PairBatch) else row_loss(model, batch)
 
 
-def check_prefix(objective: str, spec: ModelSpec, sight: Sight) -> None:
-    """Raise ConfigError for a model that predicts nothing behind a prefix, or none that it sees as `sight` says."""
+def with_sight(spec: ModelSpec, sight: Sight | None) -> ModelSpec:
+    """Return a decoder whose prefixes see themselves or not, as `sight` says; another model as it is."""
+    wanted = {"full": Prefix(), "causal": Causal(), None: spec.trunk.visibility}[sight]
+    if spec.decoder is None or not _may_see(spec) or not spec.decoder.attends:
+        return spec
+    return replace(spec, decoder=replace(spec.decoder, visibility=wanted))
+
+
+def _may_see(spec: ModelSpec) -> bool:
+    return spec.encoder is None and type(spec.trunk.visibility) in (Causal, Prefix)
+
+
+def check_prefix(objective: str, spec: ModelSpec, sight: Sight | None) -> None:
+    """Raise ConfigError for a model that predicts nothing behind a prefix, or whose prefix is not seen as `sight`
+    says."""
     if len(spec.stacks) == 2:
         return
-    rule = spec.trunk.visibility
-    if isinstance(rule, Infill):
+    if isinstance(spec.trunk.visibility, Infill):
         raise ConfigError(
             f"objective {objective}: {spec.name} fills blanks in a text that sees itself; take "
             "{kind: infilling, documents: 1}, whose blank is the rest of the text"
         )
     if spec.encoder is not None or not isinstance(spec.head, LM):
         raise ConfigError(f"objective {objective}: {spec.name} writes no text behind a prefix; take a decoder")
-    plain = (Attention, LatentAttention, Dense, Gated, MoE)
-    attends = all(type(sub.op) in plain for block in spec.trunk.blocks for sub in block.subs)
-    if sight == "full" and not (type(rule) is Causal and attends):
+    if sight == "full" and not (_may_see(spec) and spec.trunk.attends):
         raise ConfigError(
             f"objective {objective}: {spec.name} reads token after token, so no prefix sees itself. Set `sight: causal`"
+        )
+    if (wanted := with_sight(spec, sight)) != spec:
+        raise ConfigError(
+            f"objective {objective}: {spec.name} does not see prefixes as `sight: {sight}` says, but is "
+            f"{spec.trunk.visibility}. Make it so: etymon.nn.with_visibility(model, {wanted.trunk.visibility})"
         )
 
 
@@ -126,24 +135,12 @@ def suffix_length(length: int, rate: float, random: np.random.Generator) -> int:
     return int(random.integers(1, max(1, min(length - 1, round(2 * rate * length))) + 1))
 
 
-def prefix_rows(sides: Sequence[tuple[list[int], list[int]]], time: int, sight: Sight) -> Batch:
+def prefix_rows(sides: Sequence[tuple[list[int], list[int]]], time: int) -> Batch:
     """Return rows of `time` tokens of what is given and what is wanted behind it, one token fewer than both have: each
     token of what is wanted is the target of the place before it."""
     rows = [[*given, *wanted] for given, wanted in sides]
     ids, targets = np.zeros((len(rows), time), np.int64), np.full((len(rows), time), IGNORED)
     ids[:, : max(map(len, rows)) - 1] = padded([row[:-1] for row in rows], 0)
-    cuts = np.array([len(given) for given, _ in sides])[:, None]
-    for target, row, cut in zip(targets, rows, cuts[:, 0], strict=True):
-        target[cut - 1 : len(row) - 1] = row[cut:]
-    batch = make_batch(ids, targets, np.zeros(ids.shape, dtype=np.bool_))
-    return _seen(batch, targets, np.arange(time) < cuts, sight)
-
-
-def _seen(batch: Batch, targets: NDArray[np.int64], prefix: NDArray[np.bool_], sight: Sight) -> Batch:
-    """Return the batch with these `targets`, and with `sight: full` the tokens of each document's `prefix` seen by all
-    of the document; both [batch, time]."""
-    fields = (batch.input_ids, torch.from_numpy(targets), batch.position_ids, batch.documents)
-    if sight == "causal":
-        return Batch(*fields)
-    time = prefix.shape[1]
-    return PrefixBatch(*fields, torch.from_numpy(np.tri(time, dtype=np.bool_) | prefix[:, None, :]))
+    for target, row, (given, wanted) in zip(targets, rows, sides, strict=True):
+        target[len(given) - 1 : len(row) - 1] = wanted
+    return make_batch(ids, targets, np.zeros(ids.shape, dtype=np.bool_))

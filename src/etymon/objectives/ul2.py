@@ -16,7 +16,7 @@ from etymon.errors import ConfigError, DataError, suggest
 from etymon.nn import Model
 from etymon.objectives.objective import Objective, ObjectiveConfig
 from etymon.objectives.pairs import decoder_start, end_of
-from etymon.objectives.prefix_lm import Sight, check_prefix, prefix_loss, prefix_rows, suffix_length
+from etymon.objectives.prefix_lm import Sight, check_prefix, prefix_loss, prefix_rows, suffix_length, with_sight
 from etymon.objectives.spans import SENTINELS, corrupt, counts, gaps, pieces, sentinels_of
 from etymon.spec import ModelSpec
 from etymon.text import Tokenizer
@@ -77,12 +77,12 @@ def _named(value: Any) -> Any:
 class UL2Config(ObjectiveConfig):
     """`mixture` are the denoisers that are drawn from, or the name of a paper's: ul2, ul2r. `modes`: each text begins
     with a control token of the tokenizer, with its name as text (as UL2's released tokenizer has it), or with none.
-    `sight` is for decoders alone."""
+    `sight` is for decoders alone, as for `prefix_lm`."""
 
     kind: Literal["ul2"] = "ul2"
     mixture: Annotated[tuple[Denoiser, ...], Field(min_length=1), BeforeValidator(_named)] = MIXTURES["ul2"]
     modes: Literal["tokens", "text", "none"] = "tokens"
-    sight: Sight = "causal"
+    sight: Sight | None = None
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,13 @@ class UL2(Objective):
 
     @classmethod
     def check(cls, spec: ModelSpec, config: UL2Config) -> None:
-        """Raise ConfigError for an encoder alone, or a model whose prefix cannot be seen as `sight` says."""
+        """Raise ConfigError for an encoder alone, or a model whose prefix is not seen as `sight` says."""
         check_prefix(cls.name, spec, config.sight)
+
+    @classmethod
+    def trains(cls, spec: ModelSpec, config: UL2Config) -> ModelSpec:
+        """Return the model with the visibility that `sight` asks for."""
+        return with_sight(spec, config.sight)
 
     @classmethod
     def of(cls, spec: ModelSpec, tokenizer: Tokenizer, config: UL2Config) -> Self:
@@ -127,7 +132,7 @@ class UL2(Objective):
         drawn = random.choice(len(denoisers), len(rows), p=weights / weights.sum())
         sides = [self._sides(row, denoisers[i], random) for row, i in zip(rows, drawn, strict=True)]
         if self.start is None:
-            return prefix_rows(sides, rows.shape[1], self.config.sight)
+            return prefix_rows(sides, rows.shape[1])
         sources = [[*source, self.end] for source, _ in sides]
         return make_pairs(sources, [[self.start, *target[:-1]] for _, target in sides], [target for _, target in sides])
 

@@ -16,7 +16,7 @@ from etymon.nn import build
 from etymon.objectives import Objective, ObjectiveConfig, kind_of_objective, objective_config, trained_spec
 from etymon.recipe import records
 from etymon.recipe.schema import LoadModel, LoadTokenizer, Recipe, TrainTokenizer, default_context, vocabulary
-from etymon.spec import LM, ModelSpec
+from etymon.spec import LM, ModelSpec, Prefix
 from etymon.text import DEFAULT_SPECIAL, Tokenizer
 from etymon.train.optimizers import plan_groups
 
@@ -81,6 +81,12 @@ def check_objective(recipe: Recipe, spec: ModelSpec, tokenizer: Tokenizer | None
     if recipe.sft is not None and (trained.encoder is not None or not isinstance(trained.head, LM)):
         with recipe.at("sft"):
             raise ConfigError(f"sft: conversations train decoders alone, and {spec.name} is none. Set `sft: null`.")
+    if recipe.sft is not None and recipe.sft.train_on == "last" and isinstance(trained.trunk.visibility, Prefix):
+        with recipe.at("sft", "train_on"):
+            raise ConfigError(
+                "sft.train_on is last, but in this model's conversations what comes before the first reply sees "
+                "itself, and the rest is read from left to right. Set `train_on: assistant`."
+            )
     if recipe.pretrain is None or config is None:
         return
     with recipe.at("pretrain", "objective"):

@@ -48,7 +48,7 @@ from etymon.evaluate import (
 from etymon.evaluate.model import describe, nbytes
 from etymon.files import write_json
 from etymon.hub import copy_future_heads, holds_future_heads, locate, read_future_heads
-from etymon.nn import Model, with_head
+from etymon.nn import Model, with_head, with_visibility
 from etymon.objectives import (
     CausalLM,
     Collated,
@@ -284,10 +284,13 @@ def _base_model(run: Run, section: TrainSection, tokenizer: Tokenizer) -> Model:
 
 
 def _pretrained_model(run: Run, tokenizer: Tokenizer, section: PretrainSection) -> Model:
-    """Return the model that pretraining starts from, with the head that its objective trains."""
+    """Return the model that pretraining starts from, with the head and the visibility that its objective trains."""
     model = _base_model(run, section, tokenizer)
     spec = trained_spec(model.spec, section.objective)
-    return model if spec.head == model.spec.head else with_head(model, spec.head, run.recipe.seed)
+    if spec.head != model.spec.head:
+        model = with_head(model, spec.head, run.recipe.seed)
+    same = spec.trunk.visibility == model.spec.trunk.visibility
+    return model if same else with_visibility(model, spec.trunk.visibility)
 
 
 def trained_model(run: Run, stage: str) -> Path:

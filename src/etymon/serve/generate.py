@@ -46,6 +46,8 @@ class Job:
     """The prompts' texts, where the answer shall begin with them."""
     parser: Callable[[], AnswerParser] = lambda: AnswerParser(None, None)
     """Makes what takes an answer's text apart."""
+    prefix: int | None = None
+    """How many ids of a conversation come before its first reply."""
 
     @property
     def requests(self) -> list[Request]:
@@ -54,7 +56,7 @@ class Job:
         if self.tenant or asked.cache_salt:
             salt = hashlib.sha256(f"{self.tenant}\0{asked.cache_salt}".encode()).hexdigest()
         return [
-            Request(ids, self.sampling, priority=asked.priority, salt=salt, adapter=self.adapter)
+            Request(ids, self.sampling, priority=asked.priority, salt=salt, adapter=self.adapter, prefix=self.prefix)
             for ids in self.prompts
         ]
 
@@ -141,7 +143,13 @@ class Reader:
         shown = tuple(id for name, id in special if any(name in piece for piece in pieces))
         sampling = sampling.model_copy(update={"constraint": constraint, "shown": shown})
         format = calls.format if calls else None
-        return Job(request, [rendered.ids], sampling, parser=lambda: AnswerParser(markers, format, opened=opened))
+        return Job(
+            request,
+            [rendered.ids],
+            sampling,
+            parser=lambda: AnswerParser(markers, format, opened=opened),
+            prefix=rendered.prefix,
+        )
 
     def _conversation(self, request: ChatRequest) -> Rendered:
         if self._renderer is None:

@@ -107,8 +107,8 @@ class _Chat:
     def _turn(self, line: str) -> None:
         turns = [*self.turns, {"role": "user", "content": line}]
         system = [{"role": "system", "content": self.system}] if self.system else []
-        prompt = self.renderer.render([*system, *turns], add_generation_prompt=True).ids
-        answer, whole = self._answer(Request(prompt, self.sampling))
+        prompt = self.renderer.render([*system, *turns], add_generation_prompt=True)
+        answer, whole = self._answer(Request(prompt.ids, self.sampling, prefix=prompt.prefix))
         if answer or whole:
             self.turns = [*turns, {"role": "assistant", "content": answer}]
 

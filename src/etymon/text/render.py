@@ -35,6 +35,11 @@ class Rendered:
     sources: list[int]
     text: str
 
+    @property
+    def prefix(self) -> int:
+        """How many ids come before the first that the model must produce: what is given before anything is written."""
+        return self.trained.index(True) if True in self.trained else len(self.ids)
+
 
 @dataclass(frozen=True)
 class _Turn:
