@@ -75,7 +75,7 @@ def test_diff_is_the_whole_difference() -> None:
         (lambda: family_named("lama"), "Did you mean 'llama'"),
         (lambda: family_named("llama").spec("llama2-7B"), "Did you mean 'llama2-7b'"),
         (lambda: family_named("llama").spec("llama-7b", hiden=3), "Did you mean 'hidden'"),
-        (lambda: family_named("llama").spec(dim=3), "missing"),
+        (lambda: family_named("llama").spec(dim=3), "give a number for each"),
         (lambda: family_named("llama").spec("llama-7b", kv_heads=5), "multiple of kv_heads"),
         (lambda: family_named("llama").spec("llama-7b", activation="gelus"), "Did you mean 'gelu'"),
         (lambda: family_named("gpt2").spec(dim=30, heads=4, layers=1), "multiple of heads"),
