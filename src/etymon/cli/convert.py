@@ -26,7 +26,7 @@ def convert(
     """
     import etymon
     from etymon.errors import ConfigError, suggest
-    from etymon.hub import apply_delta, merge_lora
+    from etymon.hub import apply_delta, copy_future_heads, holds_future_heads, locate, merge_lora
     from etymon.recipe.target import checkpoint_of
 
     formats = ("hf", "etymon", "gguf")
@@ -39,4 +39,9 @@ def convert(
     if adapter is not None:
         model = merge_lora(model, adapter)
     etymon.save(model, tokenizer, target, format=format, quantization=quantization)  # type: ignore[arg-type]
+    beside = locate(checkpoint_of(source))
+    if format == "etymon" and delta is None and adapter is None:
+        copy_future_heads(beside, target)
+    elif holds_future_heads(beside):
+        print(f"{beside} has heads that look ahead, which {target} is without")
     print(f"{target}: {model.spec.name}, {format}")

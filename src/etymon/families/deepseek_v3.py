@@ -2,12 +2,14 @@
 
 What was new over V2: experts are scored by sigmoids, and balanced by a correction of the scores that choose them
 instead of by a loss; weights sum to one before they are scaled; groups are as good as their two best experts. A further
-layer that predicts the token after the next serves training and speculation only, and is left out.
+layer that predicts the token after the next serves training and speculation only: it is read as sequential heads, apart
+from the model.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from etymon.families import deepseek_v2
@@ -15,6 +17,7 @@ from etymon.families.descent import feed_forward_of, with_mixtures
 from etymon.families.family import Family, Format, Tensors, extends
 from etymon.families.origin import Origin, Running
 from etymon.families.reader import ConfigReader
+from etymon.families.weights import Rule
 from etymon.spec import Groups, ModelSpec, MoE, TopK, YarnScaling
 
 
@@ -49,7 +52,7 @@ def read(reader: ConfigReader) -> ModelSpec:
     reader.expect("scoring_func", "sigmoid")
     reader.expect("rope_interleave", True)
     for key in ("num_nextn_predict_layers", "num_mtp_layers"):
-        reader.take(key, int, None)  # layers after the last one, which are left out
+        reader.take(key, int, None)  # layers after the last one, which are read apart from the model
     return build(
         **sizes,
         groups=reader.take("n_group", int, 8),
@@ -61,6 +64,28 @@ def read(reader: ConfigReader) -> ModelSpec:
 def write(spec: ModelSpec) -> dict[str, Any]:
     """Write the `config.json` of a spec that `build` made."""
     return deepseek_v2.write_sizes(spec) | {"num_nextn_predict_layers": 0, "rope_interleave": True}
+
+
+AHEAD = {
+    "embedding_norm": "enorm",
+    "hidden_norm": "hnorm",
+    "projection": "eh_proj",
+    "stack.final_norm": "shared_head.norm",
+}
+
+
+def ahead(spec: ModelSpec, depth: int) -> Iterator[Rule]:
+    """List the tensors of so many layers behind the last one."""
+    layers = len(spec.trunk.blocks)
+    single = dataclasses.replace(spec, decoder=dataclasses.replace(spec.trunk, blocks=spec.trunk.blocks[-1:]))
+    block = [rule for rule in deepseek_v2.weights(single) if rule.ours.startswith("decoder.blocks.0.")]
+    for number in range(depth):
+        ours, theirs = f"heads.{number}", f"model.layers.{layers + number}"
+        for slot, name in AHEAD.items():
+            yield Rule(f"{ours}.{slot}.weight", (f"{theirs}.{name}.weight",))
+        for rule in block:
+            published = tuple(name.replace("model.layers.0", theirs, 1) for name in rule.published)
+            yield Rule(rule.ours.replace("decoder", f"{ours}.stack", 1), published, rule.ops)
 
 
 _YARN = YarnScaling(factor=40.0, original_context=4096, mscale=1.0, mscale_all=1.0)
@@ -107,6 +132,7 @@ FAMILY = Family(
     ),
     tensors=Tensors(
         weights=deepseek_v2.weights,
-        skipped=(*deepseek_v2.FAMILY.tensors.skipped, r"^model\.layers\.61\."),
+        skipped=(*deepseek_v2.FAMILY.tensors.skipped, r"^model\.layers\.\d+\.(embed_tokens|shared_head\.head)\."),
+        ahead=ahead,
     ),
 )

@@ -57,7 +57,8 @@ class Tensors:
 
     `prefix` may be missing from published names; names matching `skipped` that no rule wants are buffers, or parts that
     this model does without; `copies` may be there but must equal the token embedding, as the head, `head_name`, must
-    where it is tied; `renamed` replaces patterns in older names.
+    where it is tied; `renamed` replaces patterns in older names. `ahead` lists the rules of so many layers behind the
+    last one, which predict further ahead, as those of `etymon.nn.mtp.SequentialHeads`.
     """
 
     weights: Callable[[ModelSpec], Iterable[Rule]] | None = None
@@ -66,6 +67,7 @@ class Tensors:
     skipped: tuple[str, ...] = ()
     copies: tuple[str, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
+    ahead: Callable[[ModelSpec, int], Iterable[Rule]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

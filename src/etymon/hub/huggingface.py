@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,14 @@ from torch import Tensor
 
 from etymon.errors import CheckpointError, ConfigError
 from etymon.families import ConfigReader, Family, family_named, family_of_model_type
+from etymon.families.weights import Rule
 from etymon.files import write_json
 from etymon.hub.packed import Tensors, Unpacked, take_packing
 from etymon.hub.tensors import open_tensors, read_json, write_tensors
 from etymon.nn import Model
 from etymon.spec import Embedding, ModelSpec, diff
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -62,6 +66,13 @@ def consume(files: Tensors, spec: ModelSpec, family: Family, where: Path) -> Ite
     if missing:
         raise CheckpointError(f"{where}: {len(missing)} tensors are missing: {listing(missing)}")
     unwanted = published.keys() - wanted
+    if unwanted and (heads := rules_ahead(published.keys(), spec, family)):
+        unwanted -= {name for rule in heads for name in rule.published}
+        log.warning(
+            "%s: layers behind the last one, which predict further ahead, are no part of the model; "
+            "speculation heads:%s guesses by them",
+            *(where, where),
+        )
     surplus = sorted(n for n in unwanted if not any(re.search(pattern, n) for pattern in family.tensors.skipped))
     for copy in (*((family.tensors.head_name,) if spec.tied else ()), *family.tensors.copies):
         if copy not in surplus:
@@ -79,6 +90,53 @@ def consume(files: Tensors, spec: ModelSpec, family: Family, where: Path) -> Ite
         raise CheckpointError(f"{where}: nobody consumes {len(surplus)} tensors: {listing(surplus)}")
     for rule in rules:
         yield rule.ours, rule.read([files.read(published[name]) for name in rule.published])
+
+
+def rules_ahead(published: Set[str], spec: ModelSpec, family: Family) -> list[Rule]:
+    """Return the rules of the layers behind the last one all of whose tensors are there; none where there is none."""
+    rules: list[Rule] = []
+    while family.tensors.ahead is not None:
+        more = list(family.tensors.ahead(spec, 1 + _depth(rules)))
+        if not {name for rule in more for name in rule.published} <= published:
+            break
+        rules = more
+    return rules
+
+
+def _depth(rules: Iterable[Rule]) -> int:
+    return len({rule.ours.split(".")[1] for rule in rules})
+
+
+def depth_ahead(directory: Path) -> int:
+    """Return how many whole layers of a checkpoint in this format stand behind its last one, and predict ahead."""
+    path = directory / "config.json"
+    if not path.exists() or not read_json(path).get("num_nextn_predict_layers"):
+        return 0
+    spec, family = read_spec(directory)
+    with open_tensors(directory) as files:
+        return _depth(rules_ahead(by_published_name(files.names(), family, directory).keys(), spec, family))
+
+
+def read_ahead(directory: Path, depth: int) -> tuple[ModelSpec, dict[str, Tensor]]:
+    """Return the model's spec and the tensors of so many layers behind the last one, by the names of SequentialHeads.
+
+    Raises CheckpointError where such a layer has an embedding or a head of its own.
+    """
+    spec, family = read_spec(directory)
+    assert family.tensors.ahead is not None and family.tensors.weights is not None
+    path = directory / "config.json"
+    packing = take_packing(read_json(path), str(path))
+    with open_tensors(directory) as opened:
+        files = opened if packing is None else Unpacked(opened, packing)
+        published = by_published_name(files.names(), family, directory)
+        own = {"embed_tokens.weight": "embed.tokens.weight", "shared_head.head.weight": "head.linear.weight"}
+        for end, ours in own.items():
+            shared = [rule.published[0] for rule in family.tensors.weights(spec) if rule.ours == ours]
+            for copy in [name for name in published if re.search(rf"\.layers\.\d+\.{re.escape(end)}$", name)]:
+                if shared and not torch.equal(files.read(published[copy]), files.read(published[shared[0]])):
+                    raise CheckpointError(f"{directory}: {copy!r} differs from {shared[0]!r}, which these heads share")
+        rules = family.tensors.ahead(spec, depth)
+        return spec, {rule.ours: rule.read([files.read(published[n]) for n in rule.published]) for rule in rules}
 
 
 def by_published_name(stored_names: Iterable[str], family: Family, where: Path) -> dict[str, str]:
