@@ -1,14 +1,19 @@
+"""The Python of the pages about training runs: the blocks of a page, in order, as one script."""
+
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "train.md"
+import pytest
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
-def test_the_page_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("page", "run"), [("train", "run"), ("objectives", "classifier"), ("optimizers", "tuned")])
+def test_the_page_runs(page: str, run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
-    assert len(blocks) >= 5
-    exec(compile("\n".join(blocks), str(PAGE), "exec"), {"__name__": "page"})
-    assert (tmp_path / "run" / "COMPLETE").exists()
+    path = DOCS / f"{page}.md"
+    blocks = re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.M | re.S)
+    exec(compile("\n".join(blocks), str(path), "exec"), {"__name__": "page"})
+    assert (tmp_path / run / "COMPLETE").exists()
