@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import etymon
@@ -161,6 +161,9 @@ def test_a_resumed_run_ends_bitwise_where_the_other_does(optimizer: Any, words: 
         assert torch.equal(parameter, saved[name])
         assert not torch.equal(parameter, fresh.get_parameter(name))
     assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), again.parameters(), strict=True))
+    save_file({"linear.weight": saved["linear.weight"]}, checkpoint / "softmax.safetensors")
+    with pytest.raises(CheckpointError, match=r"holds linear\.weight; expected linear\.weight, linear\.bias"):
+        load_companions(checkpoint, {"softmax": fresh})
     (checkpoint / "softmax.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"softmax\.safetensors cannot be read"):
         load_companions(checkpoint, {"softmax": fresh})

@@ -210,7 +210,10 @@ def load_weights(path: Path, model: Companion) -> None:
     if isinstance(model, AnyHeads):
         found = read_future_heads(path).state_dict().items()
     elif isinstance(model, Layers):
-        found = _load(path).items()
+        tensors = _load(path)
+        if tensors.keys() != model.state_dict().keys():
+            raise CheckpointError(f"{path} holds {', '.join(tensors)}; expected {', '.join(model.state_dict())}")
+        found = tensors.items()
     else:
         found = read_weights(path, model)
     own = weights(model)
