@@ -65,7 +65,8 @@ def compute_gradient(
         penalized.backward()
     parameters = [p for p in (trained or model).parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if clip is not None:
+    # where looking at the norm costs nothing, what needs no clipping is not multiplied by one
+    if clip is not None and not (norm.is_cpu and norm + 1e-6 <= clip):
         torch.nn.utils.clip_grads_with_norm_(parameters, clip, norm)
     found = torch.stack((*totals.values(), norm.to(model.device))).tolist()  # the one wait for the device in a step
     clipped = min(found[-1], clip) if clip is not None else found[-1]
