@@ -98,7 +98,8 @@ def save(
 
 def _refuse_other_files(path: Path) -> None:
     found = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
-    if found and not {"spec.json", "config.json"} & set(found):
+    ours = ("spec.json", "config.json", "tokenizer.json", ".safetensors")
+    if found and not any(name.endswith(ours) for name in found):
         raise ConfigError(
             f"{path} holds other files ({', '.join(found[:3])}) and no model, and they would be lost. Choose another "
             "directory."
