@@ -13,12 +13,12 @@ from torch import Tensor
 
 from etymon.data import IGNORED, PretrainLoader, TokenShards
 from etymon.errors import ConfigError
-from etymon.families import family_named
+from etymon.families import families, family_named
 from etymon.hub import holds_future_heads, read_future_heads
 from etymon.nn import Model, build
 from etymon.nn.future import FutureHeads
 from etymon.nn.layout import Layout
-from etymon.nn.mtp import SequentialHeads
+from etymon.nn.mtp import SequentialHeads, build_sequential_heads
 from etymon.objectives import MultiToken, MultiTokenConfig, Residual, Sequential, choose_objective
 from etymon.recipe.loading import load_recipe
 from etymon.recipe.run import open_run
@@ -100,6 +100,26 @@ def test_every_document_of_a_row_is_as_if_it_stood_alone(
     expected = torch.autograd.grad(own + future, parameters)
     for ours, naive in zip(found, expected, strict=True):
         assert torch.allclose(ours, naive, rtol=2e-3, atol=2e-4 * float(naive.abs().max()) + 1e-6)
+
+
+def test_every_decoder_has_them_or_says_why_not() -> None:
+    """Their losses are finite and reach all of their matrices; the rest is refused before anything is built."""
+    refused = set()
+    for name in families():
+        model = build(family_named(name).spec(**family_named(name).tiny))
+        if model.encoder is not None:
+            continue
+        try:
+            heads = build_sequential_heads(model, 2)
+        except ConfigError:
+            refused.add(name)
+            continue
+        noisy(heads)
+        ids = torch.randint(model.spec.vocab, (1, 9), generator=torch.Generator().manual_seed(0))
+        loss = heads.loss(model, model(ids, logits=False).last_hidden_state, ids, ids.roll(-1, 1))
+        loss.sum().backward()
+        assert loss.isfinite().all() and all(bool(linear.weight.grad.any()) for _, linear in heads.matrices()), name
+    assert refused == {"chatglm", "glm", "glm130b", "longllama", "retro"}
 
 
 def test_a_model_overfits_with_them_and_balances_their_experts(

@@ -117,7 +117,7 @@ def _stage(
     context = section.context or spec.context
     if isinstance(section, PretrainSection):
         settings = objective_config(spec, section.objective).model_dump(mode="json")
-        yield f"objective {settings.pop('kind')}" + "".join(f", {key} {value}" for key, value in settings.items())
+        yield f"objective {settings.pop('kind')}" + "".join(f", {key} {_words(each)}" for key, each in settings.items())
     batch = section.batch_size * context
     warmups = section.warmups(context)
     steps, words = _length(recipe, name, section, warmups, corpus)
@@ -271,3 +271,11 @@ def _files(recipe: Recipe) -> str:
         "report.md",
     ]
     return f"below {recipe.directory}: {', '.join(names)}"
+
+
+def _words(setting: object) -> object:
+    """Return a setting as the plan says it: a mapping by its kind, with the rest behind."""
+    if not isinstance(setting, dict) or "kind" not in setting:
+        return setting
+    rest = ", ".join(f"{key} {value}" for key, value in setting.items() if key != "kind")
+    return f"{setting['kind']} ({rest})" if rest else setting["kind"]
