@@ -45,7 +45,7 @@ LEAST_BATCH = 1024  # tokens
 LEAST_CONTEXT = 64
 LEAST_MERGES = 256
 LEAST_ROW = 8  # tokens of a row while contexts are still growing
-BY_WIDTH = {"adamw", "adam8bit", "lion", "soap", "galore"}
+BY_WIDTH = {"adamw", "adam8bit", "lion", "soap", "shampoo", "galore"}
 LENGTHS = ("warmup", "decay", "length", "hold", "rise")
 
 
