@@ -33,7 +33,7 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist loadfile
 
 bench: setup
 	@for file in benchmarks/*.py; do test -e "$$file" || continue; echo "── $$file"; $(BIN)/python "$$file" || exit 1; done

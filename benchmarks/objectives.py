@@ -139,7 +139,7 @@ def compare(options: argparse.Namespace) -> Report:
         "the best of the rates below; ± is the standard deviation over seeds. Guessing gives "
         f"{1 / CLASSES:.0%}.",
     ]
-    settings = {"FLOPs each": f"{options.flops:.0e}", "dim": options.dim, "rows": rows, "context": context}
+    settings = {"FLOPs each": f"{options.flops:.2g}", "dim": options.dim, "rows": rows, "context": context}
     settings |= {
         "fine-tuning epochs": options.epochs,
         "rates": options.rates,
