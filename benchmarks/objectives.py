@@ -1,7 +1,7 @@
 """Five objectives at equal compute: one core, one text, one labelled task.
 
-    python benchmarks/objectives.py                 # 1.5e13 FLOPs each: about ten minutes on two cores
-    python benchmarks/objectives.py --flops 1e14
+    python benchmarks/objectives.py                 # 4e13 FLOPs each: about forty minutes on one core
+    python benchmarks/objectives.py --flops 1.5e13 --rates 1e-3
 
 Every model is made of the same block (pre-norm RMSNorm, rotary attention, SwiGLU): six of them that see to the left
 (causal LM) or both ways (masked LM, replaced tokens), or three in an encoder and three, with cross-attention, in a
@@ -68,13 +68,18 @@ CLASSES, SNIPPET, SEEDS = 12, 400, (0, 1, 2)
 def main(argv: Sequence[str] | None = None) -> Report:
     """Run the comparison."""
     parser = arguments("Five objectives at equal compute.")
-    parser.add_argument("--flops", type=float, default=1.5e13, help="floating-point operations of each pretraining")
+    parser.add_argument("--flops", type=float, default=4e13, help="floating-point operations of each pretraining")
     parser.add_argument("--dim", type=int, default=192, help="width of the models")
     parser.add_argument("--snippets", type=int, default=30, help="labelled snippets of each class, and test snippets")
     parser.add_argument("--epochs", type=float, default=3, help="of fine-tuning")
-    parser.add_argument("--rates", type=float, nargs="+", default=[1e-3], help="of fine-tuning; the best one is shown")
     parser.add_argument(
-        "--pooling", choices=POOLINGS, help="what of a text is read (default: each kind of model's own)"
+        "--rates", type=float, nargs="+", default=[5e-4, 1.5e-3], help="of fine-tuning; the best counts"
+    )
+    parser.add_argument(
+        "--pooling",
+        choices=(*POOLINGS, "own"),
+        default="mean",
+        help="what of a text is read (own: by kind of model)",
     )
     parser.add_argument("--only", nargs="*", choices=NAMES, default=list(NAMES), help="some of the objectives")
     options = parse(parser, argv)
@@ -143,7 +148,7 @@ def compare(options: argparse.Namespace) -> Report:
     settings |= {
         "fine-tuning epochs": options.epochs,
         "rates": options.rates,
-        "pooling": options.pooling or "each model's own",
+        "pooling": options.pooling,
         "threads": options.threads,
     }
     columns = ("", "parameters", "steps", "tokens", "own loss", "from scratch", "fine-tuned")
@@ -230,7 +235,8 @@ def _tune(
 ) -> dict[float, list[float]]:
     """Return the accuracies on the test by learning rate, one of each seed."""
     labels = tuple(sorted({str(record.label) for record in labelled[0]}))
-    config = ClassificationConfig(labels=labels, pooling=options.pooling)
+    pooling = None if options.pooling == "own" else options.pooling
+    config = ClassificationConfig(labels=labels, pooling=pooling)
     head = Classification.trains(model.spec, config).head
     found: dict[float, list[float]] = {}
     for rate in options.rates:

@@ -155,8 +155,10 @@ class Soak:
     live: dict[int, Case] = field(default_factory=dict)  # by the number of the request
     events: dict[int, list[Event]] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
+    others: int = field(init=False)  # sequences of other engines of this process
 
     def __post_init__(self) -> None:
+        self.others = sequences()
         self.bare = copy.deepcopy(self.model)
         config = self.config(slots=6, tokens=256, waiting=24, speculation=self.lookup)
         self.engine = Engine(self.model, self.tokenizer, config)
@@ -287,9 +289,13 @@ class Soak:
             assert blocks.used == 0 and sorted([*blocks._free, *blocks._idle]) == list(range(2, 2 + blocks.count))
             assert set(blocks._idle) == set(blocks._keys) == set(blocks._blocks.values())
         assert not engine.adapters._leaving
-        gc.collect()
-        alive = sum(type(thing) is Sequence for thing in gc.get_objects())
-        assert alive <= engine.config.slots, "the sampler may still know its last batch"
+        assert sequences() - self.others <= engine.config.slots, "the sampler may still know its last batch"
+
+
+def sequences() -> int:
+    """How many sequences are alive in this process."""
+    gc.collect()
+    return sum(type(thing) is Sequence for thing in gc.get_objects())
 
 
 def begin(tokenizer: Tokenizer, family: str, kinds: int, seed: int) -> Soak:
