@@ -238,7 +238,7 @@ def linear_cross_entropy(
 
 def _entropy(logits: Tensor, targets: Tensor, *, gradient: bool) -> Tensor:
     """Return the summed -log softmax(logits)[targets] of fp32 rows, whose `gradient` takes the place of the logits."""
-    if logits.is_cpu and kernels.library() is not None:
+    if logits.is_cpu and not torch.compiler.is_compiling() and kernels.library() is not None:
         return torch.tensor(kernels.entropy(logits, targets, gradient=gradient))
     targets = targets[:, None]
     log_z = logits.logsumexp(1, keepdim=True)
